@@ -1,0 +1,139 @@
+"""Which chip a program is built for, which backend an op takes there, and how large its blocks are.
+
+Every op offers up to three functions with one signature: `xla` (the plain definition, runs anywhere), `tpu` and `gpu`
+(Pallas). `dispatch` picks by the platform the program is *lowered* for, not by the host's backend, so a program
+compiled ahead of time for a pod holds the pod's kernels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from jtok.errors import UserError
+
+Implementation = Literal["xla", "pallas"] | None
+IMPLEMENTATIONS = (None, "xla", "pallas")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published peak rates of one accelerator (per chip, dense): the roof of the roofline.
+
+    flops: bfloat16 multiply-adds counted as two operations, per second. bandwidth: bytes of device memory per second.
+    memory: bytes of device memory. on_chip: bytes of VMEM per core (TPU) or shared memory per multiprocessor (GPU).
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float
+    on_chip: int
+
+
+# Vendors' data sheets: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e); NVIDIA A100 80GB SXM, H100 SXM5, B200 (HGX).
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 1.2288e12, 32 * 2**30, 16 * 2**20),
+        Chip("v5e", 197e12, 0.819e12, 16 * 2**30, 128 * 2**20),
+        Chip("v5p", 459e12, 2.765e12, 95 * 2**30, 64 * 2**20),
+        Chip("v6e", 918e12, 1.640e12, 32 * 2**30, 128 * 2**20),
+        Chip("ampere", 312e12, 2.039e12, 80e9, 164 * 2**10),
+        Chip("hopper", 989e12, 3.35e12, 80e9, 228 * 2**10),
+        Chip("blackwell", 2250e12, 8.0e12, 180e9, 228 * 2**10),
+    )
+}
+
+_TPU_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5e": "v5e",
+    "TPU v5 lite": "v5e",
+    "TPU v5p": "v5p",
+    "TPU v5": "v5p",
+    "TPU v6e": "v6e",
+    "TPU v6 lite": "v6e",
+}
+_GPU_WORDS = {"A100": "ampere", "H100": "hopper", "H200": "hopper", "GH200": "hopper", "B200": "blackwell"}
+
+
+def chip_of(device_kind: str) -> str | None:
+    """The row name in `CHIPS` of a JAX `device_kind`, None for a chip (or a CPU) that has no row."""
+    if device_kind in _TPU_KINDS:
+        return _TPU_KINDS[device_kind]
+    words = device_kind.replace("-", " ").split()
+    return next((name for word, name in _GPU_WORDS.items() if word in words), None)
+
+
+def target_chip() -> str | None:
+    """The chip this trace is for: the abstract mesh's device when compiling ahead of time, else the first local one."""
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    return chip_of(abstract.device_kind if abstract is not None else jax.devices()[0].device_kind)
+
+
+def block_sizes(table: Mapping[str, Any], default: str) -> Any:
+    """The row of an op's block-size `table` (chip name -> anything) for the chip this trace is for, else `default`'s."""
+    return table.get(target_chip(), table[default])
+
+
+def dispatch(
+    op: str,
+    *args: Any,
+    xla: Callable[..., Any],
+    tpu: Callable[..., Any] | None = None,
+    gpu: Callable[..., Any] | None = None,
+    implementation: Implementation = None,
+) -> Any:
+    """Call the backend of `op` for the platform being lowered for. All branches return one tree of shapes and dtypes.
+
+    `implementation=None` takes the Pallas kernel where there is one and `xla` elsewhere, and never fails. "xla" forces
+    the plain definition. "pallas" forces the kernel, and raises a `UserError` when the program is lowered for a
+    platform without one. Put the call under the op's `custom_vjp`. A backend passed as None cannot take these arguments.
+    """
+    check_implementation(op, implementation)
+    if implementation == "xla":
+        return xla(*args)
+    kernels = {name: function for name, function in (("tpu", tpu), ("cuda", gpu)) if function is not None}
+    if implementation is None:
+        return lax.platform_dependent(*args, default=xla, **kernels) if kernels else xla(*args)
+    names = {"tpu": "TPU", "cuda": "CUDA GPUs"}
+    have = f"only on {' and '.join(names[name] for name in kernels)}" if kernels else "nowhere with these arguments"
+    message = (
+        f"{op}: implementation='pallas' runs {have}, and this program is built for another platform;"
+        f" pass implementation=None (the fastest that runs here) or 'xla'."
+    )
+
+    def refuse(*args: Any) -> Any:
+        shapes = jax.eval_shape(xla, *args)
+        token = _refuse_p.bind(message=message)
+        return jax.tree.map(lambda s: lax.full(s.shape, token.astype(s.dtype)), shapes)
+
+    return lax.platform_dependent(*args, default=refuse, **kernels)
+
+
+def check_implementation(op: str, implementation: Any) -> None:
+    """Raise a `UserError` unless `implementation` is None, "xla" or "pallas"."""
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"{op}: implementation={implementation!r} is not known; pass None, 'xla' or 'pallas'.")
+
+
+# A value that exists in a trace and cannot be lowered: a forced backend fails when, and only when, the program is
+# built for a platform without it.
+_refuse_p = Primitive("pallas_kernel_has_no_such_platform")
+_refuse_p.def_abstract_eval(lambda *, message: jax.core.ShapedArray((), "float32"))
+
+
+@_refuse_p.def_impl
+def _refuse_eagerly(*, message: str) -> Any:
+    raise UserError(message)
+
+
+def _refuse_lowering(ctx: Any, *, message: str) -> Any:
+    raise UserError(message)
+
+
+mlir.register_lowering(_refuse_p, _refuse_lowering)
