@@ -1,0 +1,15 @@
+"""Settings for the whole suite: the CPU unless told otherwise, and one fixture for exact products."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def highest_precision():
+    """Float32 products at full precision, as the parity tolerances assume."""
+    with jax.default_matmul_precision("highest"):
+        yield
