@@ -1,0 +1,64 @@
+"""`merge`: weighted sum or mean of the rows assigned to every segment."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jtok.errors import UserError
+from jtok.kernels.merge import reference
+from jtok.kernels.numerics import is_concrete
+from jtok.kernels.platform import Implementation, dispatch
+
+
+def merge(
+    x: Float[Array, "b n d"],
+    assign: Int[Array, "b n"],
+    num: int,
+    *,
+    weight: Float[Array, "b n"] | None = None,
+    mode: Literal["sum", "mean"] = "sum",
+    implementation: Implementation = None,
+) -> tuple[Float[Array, "b num d"], Float[Array, "b num"]]:
+    """Fold N rows into `num` by an assignment.
+
+    Args:
+      x: [B, N, D], any float dtype.
+      assign: int [B, N], the segment of every row, in [0, num); -1 drops the row.
+      num: how many segments.
+      weight: float [B, N], None for ones.
+      mode: "sum" of weight * x, or "mean": that sum over the segment's mass.
+      implementation: None (the fastest of the platform), "xla" or "pallas".
+
+    Returns:
+      merged [B, num, D] in the dtype of x, added up in float32; zeros for a segment without mass (or without rows).
+      mass [B, num] float32, the sum of the weights. Both are differentiable in `x` and `weight`.
+
+    Raises:
+      UserError: shapes, dtypes, num or mode that do not fit, or an assignment known to be outside [-1, num).
+    """
+    _check(x, assign, num, weight, mode)
+    assign = assign.astype(jnp.int32)
+    weight = jnp.ones(assign.shape, jnp.float32) if weight is None else weight.astype(jnp.float32)
+    mass = reference.segment_sum(weight[..., None], assign, jnp.ones_like(weight), num=num)[..., 0]
+    xla = lambda *args: reference.segment_sum(*args, num=num)  # noqa: E731
+    total = dispatch("merge", x, assign, weight, xla=xla, implementation=implementation)
+    if mode == "mean":
+        empty = mass == 0
+        total = jnp.where(empty[..., None], 0.0, total / jnp.where(empty, 1.0, mass)[..., None])
+    return total.astype(x.dtype), mass
+
+
+def _check(x, assign, num, weight, mode) -> None:
+    if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(f"merge: x is {x.dtype} {x.shape}; pass floats [B, N, D].")
+    if assign.shape != x.shape[:2] or not jnp.issubdtype(assign.dtype, jnp.integer):
+        raise UserError(f"merge: assign is {assign.dtype} {assign.shape}; pass integers of shape {x.shape[:2]}.")
+    if num < 1:
+        raise UserError(f"merge: num={num} segments cannot be made; pass num >= 1.")
+    if weight is not None and (weight.shape != x.shape[:2] or not jnp.issubdtype(weight.dtype, jnp.floating)):
+        raise UserError(f"merge: weight is {weight.dtype} {weight.shape}; pass floats of shape {x.shape[:2]}.")
+    if mode not in ("sum", "mean"):
+        raise UserError(f"merge: mode={mode!r} is not known; pass 'sum' or 'mean'.")
+    if is_concrete(assign) and assign.size and not (-1 <= int(assign.min()) and int(assign.max()) < num):
+        raise UserError(f"merge: assign holds {int(assign.min())} to {int(assign.max())}; pass -1 (drop) to {num - 1}.")

@@ -1,0 +1,92 @@
+"""`nearest`: for every row of one set, the best match in another."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jtok.errors import UserError
+from jtok.kernels.nearest import reference
+from jtok.kernels.numerics import is_concrete
+from jtok.kernels.platform import Implementation, dispatch
+
+METRICS = ("cosine", "dot", "l2")
+
+
+def nearest(
+    a: Float[Array, "*batch n d"],
+    b: Float[Array, "*batch m d"],
+    *,
+    metric: Literal["cosine", "dot", "l2"] = "cosine",
+    mask: Bool[Array, "..."] | None = None,
+    k: int = 1,
+    implementation: Implementation = None,
+) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
+    """The best match in `b` of every row of `a`; never an [N, M] array of scores where N * M is large.
+
+    Args:
+      a: [B, N, D] or [N, D], any float dtype.
+      b: [B, M, D], or [M, D] shared by all (a codebook); the dtype of `a`.
+      metric: "cosine" (a row of zeros has similarity 0 to everything), "dot", or "l2" (squared Euclidean distance,
+        the smallest is best).
+      mask: bool, True where a candidate may be matched: [M], [B, M] or [B, N, M] ([M] or [N, M] without a batch).
+      k: how many matches a row. k = 1 gives [B, N]; more gives [B, N, k], best first.
+      implementation: None (the fastest of the platform), "xla" or "pallas".
+
+    Returns:
+      value, float32: the similarity, or the squared distance. Differentiable in `a` and in the chosen rows of `b`.
+      index, int32: which row of `b`; the lowest of equals. Not differentiable.
+      A row with fewer than k candidates ends in value -inf (+inf for "l2") and index 0.
+
+    Raises:
+      UserError: shapes, dtypes, metric or k that do not fit, or a mask known to be empty.
+    """
+    _check(a, b, metric, mask, k)
+    batched = a.ndim == 3
+    rows = a if batched else a[None]
+    candidates = b if b.ndim == 3 else b[None]
+    if mask is not None and not batched and mask.ndim == 2:
+        mask = mask[None]
+    if candidates.shape[0] == 1 and (mask is None or mask.ndim == 1):
+        rows = rows.reshape(1, -1, rows.shape[-1])  # one set of candidates for all: the batch is only more rows
+    index, found = _search(rows, candidates, mask, metric, k, implementation)
+    value = reference.pair_value(rows, candidates, index, metric)
+    value = jnp.where(found, value, jnp.inf if metric == "l2" else -jnp.inf)
+    index = jnp.where(found, index, 0)
+    shape = a.shape[:-1] + ((k,) if k > 1 else ())
+    return value.reshape(shape), index.reshape(shape)
+
+
+def _search(rows, candidates, mask, metric, k, implementation):
+    """Index [G, N, k] and whether there was a candidate. No gradient enters, so the kernels need no backward pass."""
+    rows, candidates = lax.stop_gradient((rows, candidates))
+    pairs = mask if mask is not None and mask.ndim == 3 else None
+    some = None if mask is None or pairs is not None else jnp.broadcast_to(mask, (rows.shape[0], mask.shape[-1]))
+    scale, offset = reference.columns(candidates, some, metric)
+    scale, offset = (jnp.broadcast_to(x, (rows.shape[0], x.shape[-1])) for x in (scale, offset))
+    xla = lambda *args: reference.search(*args, k=k)  # noqa: E731
+    score, index = dispatch("nearest", rows, candidates, scale, offset, pairs, xla=xla, implementation=implementation)
+    return index, score > -jnp.inf
+
+
+def _check(a, b, metric, mask, k) -> None:
+    if metric not in METRICS:
+        raise UserError(f"nearest: metric={metric!r} is not known; pass 'cosine', 'dot' or 'l2'.")
+    if a.ndim not in (2, 3) or b.ndim not in (2, 3) or b.ndim > a.ndim:
+        raise UserError(f"nearest: a has shape {a.shape} and b {b.shape}; pass a [B, N, D] and b [B, M, D] or [M, D].")
+    if a.shape[-1] != b.shape[-1] or (b.ndim == 3 and a.shape[0] != b.shape[0]):
+        raise UserError(f"nearest: a {a.shape} and b {b.shape} must agree in their batch and in their last axis.")
+    if a.dtype != b.dtype or not jnp.issubdtype(a.dtype, jnp.floating):
+        raise UserError(f"nearest: a is {a.dtype} and b {b.dtype}; pass one floating dtype for both.")
+    n, m = a.shape[-2], b.shape[-2]
+    if not 1 <= k <= m:
+        raise UserError(f"nearest: k={k} matches were asked of {m} candidates; pass 1 <= k <= {m}.")
+    if mask is None:
+        return
+    shapes = [(m,), a.shape[:-2] + (m,), a.shape[:-2] + (n, m)]
+    if mask.dtype != jnp.bool_ or mask.shape not in shapes:
+        wanted = " or ".join(map(str, dict.fromkeys(shapes)))
+        raise UserError(f"nearest: mask is {mask.dtype} {mask.shape}; pass bool of shape {wanted}.")
+    if is_concrete(mask) and not mask.any():
+        raise UserError("nearest: mask allows no candidate at all; set at least one entry to True.")

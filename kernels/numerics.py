@@ -1,0 +1,33 @@
+"""Float32 arithmetic that several ops share: the arg-max with a fixed tie rule, and the norm that survives zeros."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+TINY = float(jnp.finfo(jnp.float32).tiny)
+
+
+def first_argmax(score: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
+    """Index (int32) of the largest score along the last axis; the lowest index wins a tie, 0 where all are -inf.
+
+    On a CPU `jnp.argmax` takes one element at a time while a maximum is vectorised, so this is two maxima: over the
+    scores, then over the negated positions of those that reach it. float32 holds positions exactly to 2^24.
+    """
+    size = score.shape[-1]
+    best = lax.optimization_barrier(score.max(-1, keepdims=True))
+    position = -lax.broadcasted_iota(jnp.float32, score.shape, score.ndim - 1)
+    found = -jnp.where(score == best, position, -jnp.inf).max(-1)
+    return jnp.minimum(found, size - 1).astype(jnp.int32)
+
+
+def inverse_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
+    """1 / ||x|| in float32; 0 for a row of zeros, with a zero gradient, so that it normalises to zeros."""
+    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), -1)
+    positive = squares > TINY
+    return jnp.where(positive, lax.rsqrt(jnp.where(positive, squares, 1.0)), 0.0)
+
+
+def is_concrete(x: object) -> bool:
+    """Whether the values of `x` can be looked at (it is not being traced)."""
+    return not isinstance(x, jax.core.Tracer)
