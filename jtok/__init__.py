@@ -1,5 +1,48 @@
-"""jtok: visual token reduction and adaptive image tokenizers in JAX."""
+"""jtok: visual token reduction and adaptive image tokenizers in JAX.
+
+The public names are loaded when first used, so that `import jtok` takes no time (jax takes a second or more).
+"""
+
+import importlib
+from typing import Any
 
 from jtok.version import __version__
 
-__all__ = ["__version__"]
+_HOME = {
+    "Claim": "jtok.registry",
+    "Plan": "jtok.plan",
+    "Reducer": "jtok.plan",
+    "Signals": "jtok.signals",
+    "Target": "jtok.plan",
+    "Tokens": "jtok.tokens",
+    "UserError": "jtok.errors",
+    "catalogue": "jtok.registry",
+    "make_plan": "jtok.registry",
+    "method": "jtok.registry",
+}
+
+__all__ = [
+    "Claim",
+    "Plan",
+    "Reducer",
+    "Signals",
+    "Target",
+    "Tokens",
+    "UserError",
+    "__version__",
+    "catalogue",
+    "make_plan",
+    "method",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'jtok' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
