@@ -1,0 +1,63 @@
+"""The fields a training run reads, with defaults, and the check that they make sense."""
+
+import ml_collections
+
+from jtok.errors import UserError
+
+
+def default_train_config() -> ml_collections.ConfigDict:
+    """A config with `seed` and `train`; experiments add their own sections beside them."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.train = train = ml_collections.ConfigDict()
+    train.batch = 128  # rows per update, over all devices and processes
+    train.steps = 1000  # updates
+    train.lr = 1e-3  # peak learning rate
+    train.min_lr = 0.0  # learning rate of the last update
+    train.warmup = 100  # updates over which the rate rises linearly to its peak
+    train.weight_decay = 0.05  # AdamW, on kernels and embedding tables only
+    train.clip = 1.0  # global gradient norm; 0 = no clipping
+    train.b1 = 0.9
+    train.b2 = 0.999
+    train.ema = 0.0  # decay of the averaged parameters used for evaluation; 0 = off
+    train.accumulate = 1  # micro-batches per update; must divide `batch`
+    train.dtype = "float32"  # compute type, read by the task; parameters stay float32
+    train.remat = False  # recompute layers in the backward pass, read by the task
+    train.eval_every = 500  # updates; 0 = only at the end
+    train.checkpoint_every = 500  # updates; 0 = only at the end
+    train.keep = 2  # checkpoints kept
+    train.log_every = 50  # updates
+    return config
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError, naming the field, if `config.train` cannot be run."""
+    train = config.train
+    missing = sorted(set(default_train_config().train) - set(train))
+    if missing:
+        raise UserError(f"config.train lacks {', '.join(missing)}: start from jtok.training.default_train_config()")
+    rules = [
+        ("batch", train.batch >= 1, "at least 1"),
+        ("steps", train.steps >= 1, "at least 1"),
+        ("lr", train.lr > 0, "above 0"),
+        ("min_lr", 0 <= train.min_lr <= train.lr, f"between 0 and lr = {train.lr}"),
+        ("warmup", 0 <= train.warmup < train.steps, f"at least 0 and below steps = {train.steps}"),
+        ("weight_decay", train.weight_decay >= 0, "at least 0"),
+        ("clip", train.clip >= 0, "at least 0 (0 turns clipping off)"),
+        ("b1", 0 <= train.b1 < 1, "in [0, 1)"),
+        ("b2", 0 <= train.b2 < 1, "in [0, 1)"),
+        ("ema", 0 <= train.ema < 1, "in [0, 1) (0 turns averaging off)"),
+        ("accumulate", train.accumulate >= 1, "at least 1"),
+        ("dtype", train.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+        ("eval_every", train.eval_every >= 0, "at least 0 (0 evaluates at the end only)"),
+        ("checkpoint_every", train.checkpoint_every >= 0, "at least 0 (0 saves at the end only)"),
+        ("keep", train.keep >= 1, "at least 1"),
+        ("log_every", train.log_every >= 1, "at least 1"),
+    ]
+    for field, holds, allowed in rules:
+        if not holds:
+            raise UserError(f"config.train.{field} = {train[field]!r} must be {allowed}")
+    if train.batch % train.accumulate:
+        raise UserError(
+            f"config.train.accumulate = {train.accumulate} must divide config.train.batch = {train.batch}"
+        )
