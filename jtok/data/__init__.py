@@ -1,5 +1,26 @@
-"""Image data as Grain pipelines."""
+"""Image data as Grain pipelines: embedded real images, and files of the usual formats."""
 
+from jtok.data.arrayrecord import ArrayRecordSource, write_arrayrecord
+from jtok.data.folder import FolderSource
+from jtok.data.images import Encoded, Images
+from jtok.data.parquet import ParquetSource
+from jtok.data.photographs import photos
+from jtok.data.pipeline import DATASETS, batches, image_files, make_dataset
 from jtok.data.scenes import digit_scenes
+from jtok.data.webdataset import WebDatasetSource
 
-__all__ = ["digit_scenes"]
+__all__ = [
+    "DATASETS",
+    "ArrayRecordSource",
+    "Encoded",
+    "FolderSource",
+    "Images",
+    "ParquetSource",
+    "WebDatasetSource",
+    "batches",
+    "digit_scenes",
+    "image_files",
+    "make_dataset",
+    "photos",
+    "write_arrayrecord",
+]

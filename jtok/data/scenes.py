@@ -18,12 +18,11 @@ import scipy.ndimage
 import sklearn.datasets
 import sklearn.model_selection
 
-from jtok.data import photos
+from jtok.data import photographs
 from jtok.errors import UserError
 
 CUTS = ("stratified", "contiguous")
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
-LENGTHS = {"train": 1_000_000, "validation": 2000, "test": 2000}
 SCALES = (20, 22, 24, 26, 28, 30)  # side of the digit's 8x8 frame, in pixels of a 64-pixel canvas
 POSES = ((0.0, 0.0), (-10.0, 0.0), (10.0, 0.0), (0.0, -0.18), (0.0, 0.18))  # (rotation in degrees, shear)
 FRAGMENTS = 5
@@ -39,7 +38,7 @@ def split_indices(split: str, cut: str) -> np.ndarray:
     `stratified` cuts at random with equal class shares; `contiguous` cuts the order of the data set, which follows
     the writers, so that the digits of the test part are mostly by other hands.
     """
-    photos.check_split(split)
+    photographs.check_split(split)
     if cut not in CUTS:
         raise UserError(f"There is no cut {cut!r} of the digits; the cuts are {', '.join(CUTS)}.")
     labels = sklearn.datasets.load_digits().target
@@ -85,8 +84,8 @@ def _sprites(split: str, cut: str, size: int) -> list[np.ndarray]:
 def _photographs(split: str, size: int) -> list[np.ndarray]:
     """The photographs of the split, shrunk so that a canvas sees a good part of one: uint8 [3, h, w] each."""
     shrunk = []
-    for name in photos.PHOTOGRAPHS[split]:
-        image = PIL.Image.fromarray(photos.photograph(name))
+    for name in photographs.PHOTOGRAPHS[split]:
+        image = PIL.Image.fromarray(photographs.photograph(name))
         factor = 2.5 * size / min(image.size)
         image = image.resize([round(factor * side) for side in image.size], PIL.Image.Resampling.BOX)
         shrunk.append(np.ascontiguousarray(np.moveaxis(np.asarray(image), -1, 0)))
@@ -150,7 +149,7 @@ class DigitScenes:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        dice = _Dice(self.seed, photos.SPLITS.index(self.split), CUTS.index(self.cut), int(index))
+        dice = _Dice(self.seed, photographs.SPLITS.index(self.split), CUTS.index(self.cut), int(index))
         members = split_indices(self.split, self.cut)
         digit = int(index) % len(members)  # every digit of the split comes equally often
         opacity = self._sprite(digit, dice)
@@ -222,7 +221,7 @@ def digit_scenes(
     split_indices(split, cut)  # raises on an unknown name
     if size < 32:
         raise UserError(f"A digit scene needs a size of at least 32 pixels, not {size}.")
-    length = LENGTHS[split] if length is None else length
+    length = photographs.LENGTHS[split] if length is None else length
     if length < 1 or seed < 0:
         raise UserError(f"Digit scenes need length >= 1 and seed >= 0, not length={length} and seed={seed}.")
     return grain.MapDataset.source(DigitScenes(split, size, cut, seed, length))

@@ -1,0 +1,83 @@
+"""ArrayRecord files of encoded images: the format with true random access, and so the one to train large sets from.
+
+One record is one example, stored as the bytes of a safetensors file (self-describing, no code in it) with
+  image: uint8 [n], the encoded image file (JPEG, PNG, ...);
+  label: int64 scalar.
+Other tensors are ignored. `write_arrayrecord` turns any other source into such a file:
+
+    write_arrayrecord("imagenet/train-0.array_record", FolderSource("imagenet", "train"))
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable
+
+import array_record.python.array_record_module as array_record
+import grain.python as grain
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jtok.data.files import split_files
+from jtok.data.images import Encoded, UnreadableImage
+from jtok.errors import UserError
+
+SUFFIX = ".array_record"
+
+
+class ArrayRecordSource:
+    """Random access to the records of `path/<split>/*.array_record` or `path/<split>-*.array_record`.
+
+    Raises UserError for a missing or empty directory, no such files, no records, or a file of another format.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, path: str | pathlib.Path, split: str):
+        self.files = [str(file) for file in split_files(path, split, SUFFIX)]
+        for file in self.files:
+            _check(file)
+        self._records = grain.ArrayRecordDataSource(self.files)
+        if not len(self._records):
+            raise UserError(f"The ArrayRecord files of '{path}' hold no {split} records.")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Encoded:
+        name = f"record {index} of {self.files[0]}" if len(self.files) == 1 else f"record {index} of {self.files}"
+        try:
+            record = safetensors.numpy.load(self._records[index])
+            return Encoded(name, record["image"].tobytes(), int(record["label"]))
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise UnreadableImage(name, error) from error
+
+
+def _check(file: str) -> None:
+    """Opens one file and closes it again, since the reader itself speaks of none by name."""
+    try:
+        reader = array_record.ArrayRecordReader(file)
+        readable = reader.ok()
+        reader.close()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"'{file}' is not a whole ArrayRecord file ({str(error).splitlines()[0]}).") from error
+    if not readable:
+        raise UserError(f"'{file}' is not a whole ArrayRecord file.")
+
+
+def write_arrayrecord(file: str | pathlib.Path, examples: Iterable[Encoded]) -> int:
+    """Writes examples to one ArrayRecord file and returns how many; the file appears only when it is whole."""
+    draft = f"{file}.draft-{os.getpid()}"
+    writer = array_record.ArrayRecordWriter(draft, "group_size:1")  # one record a chunk: cheap to read one alone
+    count = 0
+    try:
+        for example in examples:
+            tensors = {"image": np.frombuffer(example.data, np.uint8), "label": np.array(example.label, np.int64)}
+            writer.write(safetensors.numpy.save(tensors))
+            count += 1
+        writer.close()
+        os.replace(draft, file)
+    finally:
+        if os.path.exists(draft):
+            os.remove(draft)
+    return count
