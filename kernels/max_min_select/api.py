@@ -3,6 +3,7 @@
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -53,20 +54,21 @@ def max_min_select(
     _check(x, k, metric, weight, bonus, start, chosen, valid)
     b, n, _ = x.shape
     valid = jnp.ones((b, n), bool) if valid is None else valid
-    chosen = jnp.zeros((b, n), bool) if chosen is None else chosen & valid
-    first = jnp.where(chosen.any(-1), -1, _first(start, weight, valid))
-    weight = jnp.ones((b, n), jnp.float32) if weight is None else weight.astype(jnp.float32)
-    bonus = jnp.zeros((b, n), jnp.float32) if bonus is None else bonus.astype(jnp.float32)
+    first = _first(start, weight, valid)
+    if chosen is not None:
+        chosen = chosen & valid
+        first = None if first is None else jnp.where(chosen.any(-1), -1, first)
+    weight, bonus = (None if w is None else w.astype(jnp.float32) for w in (weight, bonus))
     args = lax.stop_gradient((x, weight, bonus, first, chosen, valid))
     xla = lambda *args: reference.select(*args, k=k, metric=metric)  # noqa: E731
     return dispatch("max_min_select", *args, xla=xla, implementation=implementation)
 
 
 def _first(start, weight, valid):
-    """The first pick of every image [B], -1 for the rule of the most isolated token."""
+    """The first pick of every image [B], None for the rule of the most isolated token."""
     b = valid.shape[0]
     if start is None:
-        return jnp.full(b, -1, jnp.int32)
+        return None
     if isinstance(start, str):
         score = jnp.zeros(valid.shape) if start == "first" else weight.astype(jnp.float32)
         return first_argmax(jnp.where(valid, score, -jnp.inf))
@@ -91,5 +93,9 @@ def _check(x, k, metric, weight, bonus, start, chosen, valid) -> None:
         raise UserError(f"{name}: start={start!r} is not known; pass None, 'first', 'weight' or token indices.")
     if isinstance(start, str) and start == "weight" and weight is None:
         raise UserError(f"{name}: start='weight' needs a weight; pass weight [B, N].")
+    if start is not None and not isinstance(start, str) and is_concrete(start):
+        given = np.asarray(start)
+        if given.shape not in ((), (b,)) or given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= n:
+            raise UserError(f"{name}: start={start!r} does not name tokens; pass indices in [0, {n}), one or [{b}].")
     if valid is not None and is_concrete(valid) and not valid.any(-1).all():
         raise UserError(f"{name}: valid leaves some image without a token; every row needs at least one True.")

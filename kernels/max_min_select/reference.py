@@ -25,35 +25,46 @@ def distances(x: Float[Array, "b n d"], metric: str) -> Float[Array, "b n n"]:
 
 def select(
     x: Float[Array, "b n d"],
-    weight: Float[Array, "b n"],
-    bonus: Float[Array, "b n"],
-    first: Int[Array, "b"],
-    chosen: Bool[Array, "b n"],
+    weight: Float[Array, "b n"] | None,
+    bonus: Float[Array, "b n"] | None,
+    first: Int[Array, "b"] | None,
+    chosen: Bool[Array, "b n"] | None,
     valid: Bool[Array, "b n"],
     *,
     k: int,
     metric: str,
 ) -> Int[Array, "b k"]:
-    """The loop. `first` names the first pick of an image, or is -1: then the most isolated token, or, where some are
-    chosen already, the farthest from those."""
+    """The loop. The first pick of an image: `first` if given and not -1; else the farthest from those `chosen` if there
+    are any; else the most isolated token."""
     b, n, _ = x.shape
     # Without the barrier XLA computes the matrix again in every step of the loop (9 times slower on a CPU).
     distance = lax.optimization_barrier(distances(x, metric))
     rows = jnp.arange(b)
-    other = valid[:, None] & ~jnp.eye(n, dtype=bool)
-    isolation = jnp.where(other, distance, FAR).min(-1)
-    apart = jnp.where(chosen[:, None], distance, FAR).min(-1)
-    started = chosen.any(-1)
+    apart = jnp.full((b, n), FAR)
+    reach = apart
+    if first is None:
+        other = valid[:, None] & ~jnp.eye(n, dtype=bool)
+        reach = jnp.where(other, distance, FAR).min(-1)
+    if chosen is not None:
+        apart = jnp.where(chosen[:, None], distance, FAR).min(-1)
+        reach = jnp.where(chosen.any(-1, keepdims=True), apart, reach)
+        valid = valid & ~chosen
+
+    def farthest(reach, open_):
+        gain = reach if weight is None else reach * weight
+        gain = gain if bonus is None else gain + bonus
+        pick = first_argmax(jnp.where(open_, gain, -jnp.inf))
+        return jnp.where(open_.any(-1), pick, -1)
+
+    def take(pick, apart, open_):
+        return jnp.minimum(apart, distance[rows, pick]), open_.at[rows, pick].set(False)
 
     def step(t, state):
         apart, open_, picks = state
-        reach = jnp.where((t == 0) & ~started[:, None], isolation, apart)
-        gain = jnp.where(open_, reach * weight + bonus, -jnp.inf)
-        pick = jnp.where((t == 0) & (first >= 0), first, first_argmax(gain))
-        none_left = ~open_.any(-1)
-        apart = jnp.minimum(apart, distance[rows, pick])
-        open_ = open_.at[rows, pick].set(False)
-        return apart, open_, picks.at[:, t].set(jnp.where(none_left, -1, pick))
+        pick = farthest(apart, open_)
+        return *take(pick, apart, open_), picks.at[:, t].set(pick)
 
-    state = (apart, valid & ~chosen, jnp.full((b, k), -1, jnp.int32))
-    return lax.fori_loop(0, k, step, state)[2]
+    pick = farthest(reach, valid)
+    pick = pick if first is None else jnp.where(first >= 0, first, pick)
+    picks = jnp.full((b, k), -1, jnp.int32).at[:, 0].set(pick)
+    return lax.fori_loop(1, k, step, (*take(pick, apart, valid), picks))[2]

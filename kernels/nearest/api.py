@@ -50,24 +50,25 @@ def nearest(
         mask = mask[None]
     if candidates.shape[0] == 1 and (mask is None or mask.ndim == 1):
         rows = rows.reshape(1, -1, rows.shape[-1])  # one set of candidates for all: the batch is only more rows
-    index, found = _search(rows, candidates, mask, metric, k, implementation)
-    value = reference.pair_value(rows, candidates, index, metric)
-    value = jnp.where(found, value, jnp.inf if metric == "l2" else -jnp.inf)
+    score, index = _search(rows, candidates, mask, metric, k, implementation)
+    found = score > -jnp.inf
     index = jnp.where(found, index, 0)
+    value = reference.value(rows, candidates, index, score, metric)
+    value = jnp.where(found, value, jnp.inf if metric == "l2" else -jnp.inf)
     shape = a.shape[:-1] + ((k,) if k > 1 else ())
     return value.reshape(shape), index.reshape(shape)
 
 
 def _search(rows, candidates, mask, metric, k, implementation):
-    """Index [G, N, k] and whether there was a candidate. No gradient enters, so the kernels need no backward pass."""
+    """Score and index [G, N, k]; score -inf where there was no candidate. No gradient enters, so the kernels need no
+    backward pass."""
     rows, candidates = lax.stop_gradient((rows, candidates))
     pairs = mask if mask is not None and mask.ndim == 3 else None
     some = None if mask is None or pairs is not None else jnp.broadcast_to(mask, (rows.shape[0], mask.shape[-1]))
     scale, offset = reference.columns(candidates, some, metric)
     scale, offset = (jnp.broadcast_to(x, (rows.shape[0], x.shape[-1])) for x in (scale, offset))
     xla = lambda *args: reference.search(*args, k=k)  # noqa: E731
-    score, index = dispatch("nearest", rows, candidates, scale, offset, pairs, xla=xla, implementation=implementation)
-    return index, score > -jnp.inf
+    return dispatch("nearest", rows, candidates, scale, offset, pairs, xla=xla, implementation=implementation)
 
 
 def _check(a, b, metric, mask, k) -> None:

@@ -1,5 +1,8 @@
 """`nearest` in plain jnp: the definition, and the path of every platform without a kernel."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -87,3 +90,25 @@ def pair_value(
         return jnp.sum(jnp.square(rows - chosen), -1)
     dots = jnp.sum(rows * chosen, -1)
     return dots * inverse_norm(rows) * inverse_norm(chosen) if metric == "cosine" else dots
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def value(
+    a: Float[Array, "g n d"],
+    b: Float[Array, "h m d"],
+    index: Int[Array, "g n k"],
+    score: Float[Array, "g n k"],
+    metric: str,
+) -> Float[Array, "g n k"]:
+    """As `pair_value`, from the score of the search where that is exact enough: fetching the rows of `b` can take
+    longer than the search did. A squared distance is a small difference of large numbers and is taken afresh."""
+    if metric == "l2":
+        return pair_value(a, b, index, metric)
+    return score * inverse_norm(a)[..., None] if metric == "cosine" else score
+
+
+@value.defjvp
+def _value_jvp(metric, primals, tangents):
+    a, b, index, _ = primals
+    _, slope = jax.jvp(lambda a, b: pair_value(a, b, index, metric), (a, b), tangents[:2])
+    return value(*primals, metric), slope
