@@ -8,6 +8,8 @@ Other tensors are ignored. `write_arrayrecord` turns any other source into such 
     write_arrayrecord("imagenet/train-0.array_record", FolderSource("imagenet", "train"))
 """
 
+import bisect
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable
@@ -35,17 +37,17 @@ class ArrayRecordSource:
 
     def __init__(self, path: str | pathlib.Path, split: str):
         self.files = [str(file) for file in split_files(path, split, SUFFIX)]
-        for file in self.files:
-            _check(file)
-        self._records = grain.ArrayRecordDataSource(self.files)
-        if not len(self._records):
+        self._ends = list(itertools.accumulate(_count(file) for file in self.files))
+        if not self._ends[-1]:
             raise UserError(f"The ArrayRecord files of '{path}' hold no {split} records.")
+        self._records = grain.ArrayRecordDataSource(self.files)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> Encoded:
-        name = f"record {index} of {self.files[0]}" if len(self.files) == 1 else f"record {index} of {self.files}"
+        shard = bisect.bisect_right(self._ends, index)
+        name = f"record {index - (self._ends[shard - 1] if shard else 0)} of {self.files[shard]}"
         try:
             record = safetensors.numpy.load(self._records[index])
             return Encoded(name, record["image"].tobytes(), int(record["label"]))
@@ -53,16 +55,15 @@ class ArrayRecordSource:
             raise UnreadableImage(name, error) from error
 
 
-def _check(file: str) -> None:
-    """Opens one file and closes it again, since the reader itself speaks of none by name."""
+def _count(file: str) -> int:
+    """How many records one file holds. Raises UserError when it is not a whole ArrayRecord file."""
     try:
         reader = array_record.ArrayRecordReader(file)
-        readable = reader.ok()
+        count = reader.num_records()
         reader.close()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"'{file}' is not a whole ArrayRecord file ({str(error).splitlines()[0]}).") from error
-    if not readable:
-        raise UserError(f"'{file}' is not a whole ArrayRecord file.")
+    return count
 
 
 def write_arrayrecord(file: str | pathlib.Path, examples: Iterable[Encoded]) -> int:

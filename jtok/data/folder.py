@@ -2,7 +2,7 @@
 
 import pathlib
 
-from jtok.data.files import split_directory
+from jtok.data.files import FOLDERS, split_directory
 from jtok.data.images import Encoded, UnreadableImage
 from jtok.errors import UserError
 
@@ -12,26 +12,25 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 class FolderSource:
     """Random access to the images under `path/<split>/<class>/`, at any depth below the class.
 
-    Classes are numbered in the sorted order of their names; files follow in sorted order. A class directory without
-    images keeps its number. Raises UserError for a missing or empty directory, or one without class directories
-    or images.
+    Classes are numbered in the sorted order of the names of the class directories of all splits together, so that a
+    split that lacks a class has the same labels; files follow in sorted order, hidden ones are passed over.
+    Raises UserError for a missing or empty directory, or one without class directories or images.
     """
 
     def __init__(self, path: str | pathlib.Path, split: str):
         folder = split_directory(path, split)
         if folder is None:
             raise UserError(f"There is no '{split}' directory in '{path}'; images go to '{path}/{split}/<class>/'.")
-        self.classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-        if not self.classes:
-            raise UserError(f"'{folder}' has no class directories; images go to '{folder}/<class>/'.")
+        folders = [found for name in FOLDERS if (found := split_directory(path, name))]
+        self.classes = tuple(sorted({name for found in folders for name in _class_directories(found)}))
         self.files = [
-            (str(file), label)
-            for label, name in enumerate(self.classes)
+            (str(file), self.classes.index(name))
+            for name in _class_directories(folder)
             for file in sorted((folder / name).rglob("*"))
-            if file.suffix.lower() in SUFFIXES
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
         ]
         if not self.files:
-            raise UserError(f"There are no images under the {len(self.classes)} class directories of '{folder}'.")
+            raise UserError(f"There are no images in '{folder}'; they go to '{folder}/<class>/'.")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -42,3 +41,7 @@ class FolderSource:
             return Encoded(name, pathlib.Path(name).read_bytes(), label)
         except OSError as error:
             raise UnreadableImage(name, error) from error
+
+
+def _class_directories(folder: pathlib.Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
