@@ -1,0 +1,22 @@
+"""A small ViT that reads a digit among clutter; the model that ships with jtok.
+
+    jtok train --config configs/vit/digit_scenes.py --workdir runs/digit_scenes
+
+8 blocks, 96 wide, 64 patches of 8 x 8 pixels; 0.6 M parameters.
+"""
+
+from jtok.training.classify import default_config
+
+
+def get_config(arg: str = ""):
+    """`arg`: "" for the shipped model, "quick" for a few minutes (a smoke run)."""
+    config = default_config()
+    config.model.preset = "scenes"
+    config.data.name = "digit_scenes"
+    config.train.update(
+        {"batch": 128, "steps": 8000, "lr": 2e-3, "warmup": 400, "weight_decay": 0.02, "clip": 1.0, "ema": 0.999}
+    )
+    config.train.update({"eval_every": 1000, "checkpoint_every": 500, "log_every": 50})
+    if arg == "quick":
+        config.train.update({"steps": 300, "warmup": 50, "eval_every": 300, "checkpoint_every": 100})
+    return config

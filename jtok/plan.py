@@ -1,0 +1,123 @@
+"""A plan says where reducers stand in a model. A reducer makes a token set smaller."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from jtok.errors import UserError
+from jtok.signals import KNOWN, Signals
+from jtok.tokens import Tokens
+
+Memory = dict[str, Any]
+
+
+class Reducer:
+    """Makes a token set smaller (or only observes it) at a site.
+
+    A training-free reducer is a frozen dataclass, a learned one an `nnx.Module`; both are called alike:
+    `(tokens, signals, memory) -> (tokens, memory)`, pure, batched, with a static number of output slots. `memory` is a
+    dict of arrays that the plan hands from site to site; a method keeps its entry under its own name and returns a
+    new dict rather than changing the one it was given.
+    """
+
+    #: Signals that the model must compute for this reducer (keys of `jtok.signals.KNOWN`).
+    reads: tuple[str, ...] = ()
+
+    def count(self, patches: int) -> int:
+        """Patch slots left after this site (a cap, where the number depends on the image); special tokens excluded."""
+        return patches
+
+    def __call__(self, tokens: Tokens, signals: Signals, memory: Memory) -> tuple[Tokens, Memory]:
+        raise TypeError(f"{type(self).__name__} must define __call__(tokens, signals, memory).")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a plan is made for: the shape of the model it will stand in."""
+
+    depth: int  # blocks
+    grid: tuple[int, int]  # patches (rows, columns)
+    width: int  # features
+    heads: int = 1
+    special: int = 1  # leading special tokens
+    classes: int = 0  # output classes, for methods with auxiliary classifiers; 0 = none
+    has_class: bool = True  # the first special token is a class token
+
+    @property
+    def patches(self) -> int:
+        """Patches at the input."""
+        return self.grid[0] * self.grid[1]
+
+
+def at_blocks(blocks: Iterable[int], where: str, reducers: Iterable[Reducer], prefix: str = "tower") -> dict[str, Reducer]:
+    """Sites for a staged method: reducer i stands at `where` (input, after_attention, output) of the i-th block."""
+    return {f"{prefix}.block.{b}.{where}": r for b, r in zip(blocks, reducers, strict=True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Site -> reducer, in the order in which the sites are reached.
+
+    sites: names such as `tower.block.3.input`, `tower.block.3.after_attention`, `tower.block.3.output`, `tower.output`.
+    grid: the image is resized to this many patches before the tower (downsampling baselines); None = as it is.
+    objective: extra training losses, `(outputs, teacher_outputs, batch) -> dict of scalars`; needs_teacher says whether
+    the unreduced model is to be run beside for distillation.
+    """
+
+    sites: Mapping[str, Reducer] = dataclasses.field(default_factory=dict)
+    name: str = "none"
+    grid: tuple[int, int] | None = None
+    objective: Callable[..., dict[str, Any]] | None = None
+    needs_teacher: bool = False
+
+    def at(self, site: str) -> Reducer | None:
+        """The reducer at a site, if any."""
+        return self.sites.get(site)
+
+    def check(self, known: Iterable[str]) -> None:
+        """Raises UserError for a site the model does not have, or a signal that does not exist."""
+        known = list(known)
+        for site, reducer in self.sites.items():
+            if site not in known:
+                near = difflib.get_close_matches(site, known, 3)
+                hint = f"; did you mean {' or '.join(near)}?" if near else f" (it has {known[0]} ... {known[-1]})."
+                raise UserError(f"the model has no site '{site}'{hint}")
+            for name in reducer.reads:
+                if name not in KNOWN:
+                    raise UserError(f"{type(reducer).__name__} reads '{name}'; known signals are {', '.join(KNOWN)}.")
+
+    def params(self) -> dict[str, Any]:
+        """Trainable parameters of the learned reducers: site -> nested dict of arrays."""
+        return {
+            site: nnx.to_pure_dict(nnx.state(r, nnx.Param))
+            for site, r in self.sites.items()
+            if isinstance(r, nnx.Module)
+        }
+
+    def with_params(self, params: Mapping[str, Any]) -> Plan:
+        """This plan with the learned reducers' parameters replaced (as returned by `params`)."""
+        sites = {}
+        for site, reducer in self.sites.items():
+            if site in params:
+                graphdef, state = nnx.split(reducer)
+                nnx.replace_by_pure_dict(state, params[site])
+                reducer = nnx.merge(graphdef, state)
+            sites[site] = reducer
+        return dataclasses.replace(self, sites=sites)
+
+    def counts(self, patches: int) -> list[tuple[str, int, int]]:
+        """(site, patch slots in, patch slots out) along the plan, known before anything is traced."""
+        rows = []
+        if self.grid is not None:
+            rows.append(("input", patches, self.grid[0] * self.grid[1]))
+            patches = rows[0][2]
+        for site, reducer in self.sites.items():
+            out = reducer.count(patches)
+            rows.append((site, patches, out))
+            patches = out
+        return rows
