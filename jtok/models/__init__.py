@@ -1,0 +1,1 @@
+"""Models that reducers stand in, and the loading of their weights."""
