@@ -1,0 +1,157 @@
+"""`attention_scores`: softmax attention that also says how much attention each key received."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from jtok.errors import UserError
+from jtok.kernels.attention_scores import reference
+from jtok.kernels.attention_scores.arguments import check_arrays, key_bias, row_index, weights_of_rows
+from jtok.kernels.attention_scores.tiles import CPU_BACKWARD, CPU_FORWARD, DEVICE
+from jtok.kernels.platform import Implementation, check_implementation, dispatch
+
+FEW_ROWS = 32  # up to here the scored rows' probabilities are simply computed; beyond, only their weighted sum is kept
+
+
+class AttentionOutput(NamedTuple):
+    """What `attention_scores` returns; a field that was not asked for is None."""
+
+    out: Float[Array, "B N H D"]
+    received: Float32[Array, "B M"] | Float32[Array, "B H M"] | None
+    probabilities: Float32[Array, "B H R M"] | None
+    lse: Float32[Array, "B H N"] | None
+
+
+def attention_scores(
+    q: Float[Array, "B N H D"],
+    k: Float[Array, "B M Hk D"],
+    v: Float[Array, "B M Hk D"],
+    *,
+    bias: Float[Array, "B M"] | None = None,
+    valid: Bool[Array, "B M"] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    rows: None | str | int | Sequence[int] | Int[Array, "R"] | Int[Array, "B R"] = None,
+    row_weights: Float[Array, "B R"] | None = None,
+    per_head: bool = False,
+    return_probabilities: bool = False,
+    return_lse: bool = False,
+    implementation: Implementation = None,
+) -> AttentionOutput:
+    """softmax(scale q k^T + bias) v, with scores of the keys, and without an N x M array in memory.
+
+    q [B,N,H,D]; k, v [B,M,Hk,D] with H a multiple of Hk (grouped-query attention: query head h reads key head
+    h // (H / Hk)); all of one float dtype. The softmax and the sums are float32; `out` has q's dtype.
+
+    bias: added to every query's score of a key before the softmax (log of a token's size: proportional attention,
+        "Token Merging", arXiv 2210.09461). Minus infinity masks the key.
+    valid: which keys exist. A query row that sees no key gives zeros in `out` and `received`, and lse = -1e30.
+    causal: query n sees key m where m <= n + M - N: the last query sees everything, as when decoding with a cache.
+    scale: 1/sqrt(D) if None.
+    rows: which query rows score the keys. None: none, `received` is None. "all": every row. An int, a sequence of ints
+        or an integer array [R] or [B,R]: those rows (negative ones count from the end); the extra cost is those rows.
+    row_weights: [B,R], one weight for each scored row ([B,N] for "all"); 1 if None. A row of padding wants weight 0.
+    per_head: keep the heads of `received` apart.
+    return_probabilities: also the probabilities of the scored rows, [B,H,R,M]; with rows="all" that is the whole array.
+    return_lse: also the log-sum-exp of every row's scores, [B,H,N] float32.
+
+    `received` [B,M] is the mean over heads of the sum over the scored rows r of row_weights[b,r] times the attention
+    probability that row r gives to key m; with per_head=True it is [B,H,M], without the mean. For the *mean* over rows
+    pass weights 1/R.
+
+    Differentiable (reverse mode) in q, k, v, bias and row_weights, through every output. Raises `UserError` for shapes,
+    dtypes or rows that do not fit, and for implementation="pallas" where the program is built for a platform without
+    the kernel. Method: "FlashAttention", arXiv 2205.14135, with column sums from the log-sum-exp.
+    """
+    check_implementation("attention_scores", implementation)
+    check_arrays(q, k, v, bias, valid)
+    if rows is None and (row_weights is not None or per_head or return_probabilities):
+        raise UserError(
+            "attention_scores: row_weights, per_head and return_probabilities describe scored rows, and rows is None;"
+            " pass rows='all' or the query rows to score."
+        )
+    options = _Options(bool(causal), float(q.shape[-1] ** -0.5 if scale is None else scale), implementation)
+    keys = key_bias(bias, valid)
+    everything = isinstance(rows, str)
+    if everything and rows != "all":
+        raise UserError(f"attention_scores: rows={rows!r} is not known; pass None, 'all' or the numbers of query rows.")
+    index = None if rows is None else row_index(jnp.arange(q.shape[1]) if everything else rows, *q.shape[:2])
+    weights = None if index is None else weights_of_rows(row_weights, index.shape)
+
+    summed_inside = everything and not return_probabilities
+    out, lse, received = _attention(options, q, k, v, keys, weights if summed_inside else None)
+    probabilities = None
+    if index is not None and not summed_inside:
+        picked = jnp.take_along_axis(q, index[:, :, None, None], 1)
+        positions = index + k.shape[1] - q.shape[1]
+        if return_probabilities or index.shape[1] <= FEW_ROWS:
+            probabilities = _probabilities(options, picked, k, keys, positions)
+            received = jnp.einsum("bhrm,br->bhm", probabilities, weights)
+        else:
+            received = _sum_of_rows(options, picked, k, keys, positions, weights)
+    if received is not None and not per_head:
+        received = jnp.mean(received, 1)
+    return AttentionOutput(out, received, probabilities if return_probabilities else None, lse if return_lse else None)
+
+
+class _Options(NamedTuple):
+    causal: bool
+    scale: float
+    implementation: Implementation
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(options, q, k, v, bias, weights):
+    return _forward(options, q, k, v, bias, weights)
+
+
+def _forward(options, *args):
+    make = functools.partial(functools.partial, reference.attend, causal=options.causal, scale=options.scale)
+    xla = _by_budget(make, CPU_FORWARD)
+    return dispatch("attention_scores", *args, xla=xla, implementation=options.implementation)
+
+
+def _attention_forward(options, *args):
+    out, lse, received = _forward(options, *args)
+    return (out, lse, received), (*args, out, lse)
+
+
+def _attention_backward(options, saved, grads):
+    make = functools.partial(functools.partial, reference.attend_backward, causal=options.causal, scale=options.scale)
+    return _by_budget(make, CPU_BACKWARD)(*saved, grads)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _by_budget(make, cpu_budget):
+    """The plain path with tiles for the caches of a CPU or for an accelerator, by the platform lowered for."""
+    return functools.partial(lax.platform_dependent, cpu=make(budget=cpu_budget), default=make(budget=DEVICE))
+
+
+def _probabilities(options, q, k, bias, positions):
+    return reference.row_probabilities(q, k, bias, positions, causal=options.causal, scale=options.scale)
+
+
+def _sum_of_rows(options, q, k, bias, positions, weights):
+    """The weighted sum [B,H,M] over many rows, FEW_ROWS at a time, recomputed for the gradient."""
+    (b, r, h, _), m = q.shape, k.shape[1]
+    spare = -r % FEW_ROWS
+
+    def parts(x):
+        x = jnp.pad(x, [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(b, -1, FEW_ROWS, *x.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def step(total, part):
+        q, positions, weights = part
+        p = _probabilities(options, q, k, bias, positions)
+        return total + jnp.einsum("bhrm,br->bhm", p, weights), None
+
+    start = jnp.zeros((b, h, m), jnp.float32)
+    return lax.scan(step, start, (parts(q), parts(positions), parts(weights)))[0]
