@@ -45,7 +45,10 @@ class Attention(nnx.Module):
         else:
             masks = {"bias": bias, "valid": tokens.valid}
             rows = "all" if "attention_received" in wants else (0,) if "class_attention" in wants else None
-            result = kernels.attention_scores(q, k, v, **masks, rows=rows, return_probabilities=rows == (0,))
+            weights = tokens.valid.astype(jnp.float32) if rows == "all" and tokens.valid is not None else None
+            result = kernels.attention_scores(
+                q, k, v, **masks, rows=rows, row_weights=weights, return_probabilities=rows == (0,)
+            )
             y = result.out
             if rows == "all":
                 signals["attention_received"] = result.received
