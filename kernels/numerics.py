@@ -1,9 +1,19 @@
 """Float32 arithmetic that several ops share: the arg-max with a fixed tie rule, and the norm that survives zeros."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+
+class Floor(NamedTuple):
+    """The least work of one call: floating-point operations (a multiply-add is two) and bytes of device memory."""
+
+    flops: int
+    bytes: int
+
 
 TINY = float(jnp.finfo(jnp.float32).tiny)
 

@@ -1,5 +1,6 @@
 """`nearest`: for every row of one set, the best match in another."""
 
+from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
-from jtok.kernels.nearest import reference
+from jtok.kernels.nearest import gpu, reference, tpu
 from jtok.kernels.numerics import is_concrete
 from jtok.kernels.platform import Implementation, dispatch
 
@@ -67,8 +68,13 @@ def _search(rows, candidates, mask, metric, k, implementation):
     some = None if mask is None or pairs is not None else jnp.broadcast_to(mask, (rows.shape[0], mask.shape[-1]))
     scale, offset = reference.columns(candidates, some, metric)
     scale, offset = (jnp.broadcast_to(x, (rows.shape[0], x.shape[-1])) for x in (scale, offset))
-    xla = lambda *args: reference.search(*args, k=k)  # noqa: E731
-    return dispatch("nearest", rows, candidates, scale, offset, pairs, xla=xla, implementation=implementation)
+    return dispatch(
+        "nearest", rows, candidates, scale, offset, pairs,
+        xla=partial(reference.search, k=k),
+        tpu=partial(tpu.search, k=k) if tpu.takes(rows, candidates, k) else None,
+        gpu=partial(gpu.search, k=k) if gpu.takes(rows, candidates, k) else None,
+        implementation=implementation,
+    )  # fmt: skip
 
 
 def _check(a, b, metric, mask, k) -> None:

@@ -45,7 +45,7 @@ def best(
     if mask is not None:
         score = jnp.where(mask, score, -jnp.inf)
     if k > 1:
-        return lax.top_k(score, k)
+        return tuple(lax.top_k(score, k))
     index = first_argmax(score)[..., None]
     return score.max(-1, keepdims=True), index
 
