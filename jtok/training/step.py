@@ -59,7 +59,7 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
         params = with_leaves(state.params, optax.apply_updates(trainable, updates))
         ema = None if state.ema is None else opt.averaged(state.ema, params, train.ema, state.step + 1)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         metrics = {**aux, "loss": value, "grad_norm": norm, "lr": schedule(state.step)}
         metrics["finite"] = jnp.isfinite(value) & jnp.isfinite(norm)
         return TrainState(state.step + 1, params, ema, opt_state, state.key), metrics
