@@ -1,0 +1,122 @@
+"""Reads and writes safetensors: single files and Hugging Face directories, whole or sharded. Pickles are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (gives numpy the bfloat16 that files may hold)
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jtok.errors import UserError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Names and shapes of the tensors of a checkpoint; a tensor is read from disk when asked for."""
+
+    source: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    files: Mapping[str, Path]  # the file that holds each tensor
+    metadata: Mapping[str, str]  # of the (first) file
+    config: Mapping[str, Any] | None  # of the directory's config.json
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in float32. Raises UserError for a file that cannot be read (any more)."""
+        with _opened(self.files[name]) as file:
+            return np.asarray(file.get_tensor(name)).astype(np.float32)
+
+
+def open_weights(path: str | os.PathLike) -> Weights:
+    """The checkpoint at `path`: a safetensors file, or a directory with model.safetensors or its sharded index.
+
+    Raises UserError, one sentence each, for a path that is not there, pickled weights, a truncated or foreign file, a
+    missing shard, and a broken index or config.json.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no checkpoint at '{path}': give a safetensors file or a Hugging Face directory.")
+    if path.is_file():
+        return _collect(path, [path], None)
+    config = read_json(path / "config.json") if (path / "config.json").exists() else None
+    return _collect(path, _files_of(path), config)
+
+
+def _files_of(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        found = sorted(directory.glob("*.safetensors"))
+        if not found:
+            pickled = any(p.suffix in PICKLES for p in directory.iterdir())
+            why = "holds pickled weights only, which can run code" if pickled else "holds no safetensors file"
+            raise UserError(f"'{directory}' {why}: save the model there as model.safetensors.")
+        named = directory / "model.safetensors"
+        if named not in found and len(found) > 1:
+            raise UserError(f"'{directory}' holds {len(found)} safetensors files and no index: name the file to load.")
+        return [named if named in found else found[0]]
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise UserError(f"'{index}' has no weight_map of tensors to files: fetch the index again.")
+    shards = [directory / Path(name).name for name in sorted(set(table.values()))]
+    missing = [p.name for p in shards if not p.exists()]
+    if missing:
+        raise UserError(f"'{directory}' lacks {', '.join(missing)}, named in its index: fetch the missing shards.")
+    return shards
+
+
+def _collect(source: Path, paths: list[Path], config: Mapping[str, Any] | None) -> Weights:
+    shapes: dict[str, tuple[int, ...]] = {}
+    files: dict[str, Path] = {}
+    metadata: dict[str, str] = {}
+    for path in paths:
+        with _opened(path) as file:
+            metadata = metadata or dict(file.metadata() or {})
+            for name in file.keys():
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+                files[name] = path
+    return Weights(source, shapes, files, metadata, config)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if path.suffix in PICKLES:
+        raise UserError(f"'{path}' is a pickle, which can run code when read: convert it to safetensors.")
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"'{path}' is not a whole safetensors file ({reason}): fetch or write it again.") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError if it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' is not readable JSON ({error}): fetch it again.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"'{path}' holds a JSON {type(value).__name__} where an object should be: fetch it again.")
+    return value
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a file whole or not at all, making its directory if needed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, beside, dict(metadata))
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
