@@ -16,7 +16,7 @@ UNBUILT = pytest.StashKey[Counter]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden", metavar="DIR", default=None, help="directory of golden vectors (default: tests/golden)")
+    parser.addoption("--golden", metavar="DIR", default=None, help="golden vectors to check (default: tests/golden)")
 
 
 def pytest_configure(config):
