@@ -1,13 +1,16 @@
 """`gather`: keep rows by index, in an array or in every array of a tree."""
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from jtok.errors import UserError
-from jtok.kernels.gather import reference
+from jtok.kernels.gather import gpu, reference, tpu
 from jtok.kernels.numerics import is_concrete
-from jtok.kernels.platform import Implementation, dispatch
+from jtok.kernels.platform import Implementation, check_implementation, dispatch
 
 
 def gather(
@@ -21,30 +24,67 @@ def gather(
       index: int, [B, K], or [B, H, K] for axis 2 (rows of its own for every head). [B, K] with axis 2 takes the same
         rows from every head. -1 (any index outside [0, N)) gives a row of zeros.
       axis: the token axis of `x`, 1 or more.
-      implementation: None (the fastest of the platform), "xla" or "pallas".
+      implementation: None (the fastest of the platform), "xla" or "pallas". The kernels take rows of at least 64 (TPU)
+        or 16 (GPU) numbers; single numbers and coordinates are left to XLA.
 
     Returns:
-      The same tree with K rows in place of N; every dtype kept. Differentiable in `x`; rows taken twice add up.
+      The same tree with K rows in place of N; every dtype kept. Differentiable in `x` (reverse mode); rows taken twice
+      add up, in float32.
 
     Raises:
-      UserError: shapes or dtypes that do not fit, or an index known to be N or more.
+      UserError: shapes or dtypes that do not fit, an index known to be N or more, or an implementation that cannot run.
     """
+    check_implementation("gather", implementation)
     if not jnp.issubdtype(index.dtype, jnp.integer):
         raise UserError(f"gather: index is {index.dtype}; pass integers.")
-    return jax.tree.map(lambda leaf: _take(leaf, index, axis, implementation), x)
+    return jax.tree.map(lambda leaf: _gather(leaf, index, axis, implementation), x)
 
 
-def _take(x: Array, index: Array, axis: int, implementation: Implementation) -> Array:
+def _gather(x: Array, index: Array, axis: int, implementation: Implementation) -> Array:
     _check(x, index, axis)
-    lead, n = x.shape[:axis], x.shape[axis]
+    lead, n, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     if index.ndim == 2 and axis > 1:
         shared = index.reshape(index.shape[:1] + (1,) * (axis - 1) + index.shape[1:])
         index = jnp.broadcast_to(shared, lead + index.shape[1:])
     k = index.shape[-1]
-    rows = x.reshape(-1, n, *x.shape[axis + 1 :])
-    index = index.reshape(-1, k).astype(jnp.int32)
-    taken = dispatch("gather", rows, index, xla=reference.take, implementation=implementation)
-    return taken.reshape(*lead, k, *x.shape[axis + 1 :])
+    groups = math.prod(lead)
+    taken = take(x.reshape(groups, n, math.prod(rest)), index.reshape(groups, k).astype(jnp.int32), implementation)
+    return taken.reshape(*lead, k, *rest)
+
+
+def take(x: Array, index: Int[Array, "g k"], implementation: Implementation) -> Array:
+    """Rows of x [G, N, D] by index, differentiable where x is."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return _forward(x, index, implementation)
+    return _take(x, index, x.shape[1], implementation)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _take(x: Array, index: Array, n: int, implementation: Implementation) -> Array:
+    return _forward(x, index, implementation)
+
+
+def _forward(x: Array, index: Array, implementation: Implementation) -> Array:
+    return dispatch(
+        "gather", x, index,
+        xla=reference.take,
+        tpu=tpu.take if tpu.takes(x, index) else None,
+        gpu=gpu.take if gpu.takes(x, index) else None,
+        implementation=implementation,
+    )  # fmt: skip
+
+
+def _take_forward(x, index, n, implementation):
+    return _forward(x, index, implementation), index
+
+
+def _take_backward(n, implementation, index, slope):
+    from jtok.kernels.merge.api import segment_sum  # each of the two ops is the other's transpose
+
+    return segment_sum(slope, index, None, n, implementation)[0].astype(slope.dtype), None
+
+
+_take.defvjp(_take_forward, _take_backward)
 
 
 def _check(x: Array, index: Array, axis: int) -> None:

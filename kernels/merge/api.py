@@ -1,14 +1,18 @@
 """`merge`: weighted sum or mean of the rows assigned to every segment."""
 
+from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
-from jtok.kernels.merge import reference
+from jtok.kernels.gather.api import take
+from jtok.kernels.gather.reference import take as reference_take
+from jtok.kernels.merge import gpu, reference, tpu
 from jtok.kernels.numerics import is_concrete
-from jtok.kernels.platform import Implementation, dispatch
+from jtok.kernels.platform import Implementation, check_implementation, dispatch
 
 
 def merge(
@@ -32,21 +36,55 @@ def merge(
 
     Returns:
       merged [B, num, D] in the dtype of x, added up in float32; zeros for a segment without mass (or without rows).
-      mass [B, num] float32, the sum of the weights. Both are differentiable in `x` and `weight`.
+      mass [B, num] float32, the sum of the weights. Both are differentiable in `x` and `weight`
+      (reverse mode).
 
     Raises:
       UserError: shapes, dtypes, num or mode that do not fit, or an assignment known to be outside [-1, num).
     """
+    check_implementation("merge", implementation)
     _check(x, assign, num, weight, mode)
-    assign = assign.astype(jnp.int32)
-    weight = jnp.ones(assign.shape, jnp.float32) if weight is None else weight.astype(jnp.float32)
-    mass = reference.segment_sum(weight[..., None], assign, jnp.ones_like(weight), num=num)[..., 0]
-    xla = lambda *args: reference.segment_sum(*args, num=num)  # noqa: E731
-    total = dispatch("merge", x, assign, weight, xla=xla, implementation=implementation)
+    weight = None if weight is None else weight.astype(jnp.float32)
+    total, mass = segment_sum(x, assign.astype(jnp.int32), weight, num, implementation)
     if mode == "mean":
         empty = mass == 0
         total = jnp.where(empty[..., None], 0.0, total / jnp.where(empty, 1.0, mass)[..., None])
     return total.astype(x.dtype), mass
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def segment_sum(
+    x: Float[Array, "b n d"],
+    assign: Int[Array, "b n"],
+    weight: Float[Array, "b n"] | None,
+    num: int,
+    implementation: Implementation,
+) -> tuple[Float[Array, "b num d"], Float[Array, "b num"]]:
+    """Float32 sums of weight * x and of weight over every segment, differentiable in both."""
+    return dispatch(
+        "merge", x, assign, weight,
+        xla=partial(reference.segment_sum, num=num),
+        tpu=partial(tpu.segment_sum, num=num) if tpu.takes(x) else None,
+        gpu=partial(gpu.segment_sum, num=num) if gpu.takes(x) else None,
+        implementation=implementation,
+    )  # fmt: skip
+
+
+def _forward(x, assign, weight, num, implementation):
+    return segment_sum(x, assign, weight, num, implementation), (x, assign, weight)
+
+
+def _backward(num, implementation, kept, slopes):
+    """Every row takes the slope of its segment (none where it joined none)."""
+    x, assign, weight = kept
+    slope = take(slopes[0], assign, implementation)
+    if weight is None:
+        return slope.astype(x.dtype), None, None
+    weigh = (x.astype(jnp.float32) * slope).sum(-1) + reference_take(slopes[1], assign)
+    return (slope * weight[..., None]).astype(x.dtype), None, weigh
+
+
+segment_sum.defvjp(_forward, _backward)
 
 
 def _check(x, assign, num, weight, mode) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok.errors import UserError
 from jtok.kernels.nearest import gpu, reference, tpu
 from jtok.kernels.numerics import is_concrete
-from jtok.kernels.platform import Implementation, dispatch
+from jtok.kernels.platform import Implementation, check_implementation, dispatch
 
 METRICS = ("cosine", "dot", "l2")
 
@@ -43,6 +43,7 @@ def nearest(
     Raises:
       UserError: shapes, dtypes, metric or k that do not fit, or a mask known to be empty.
     """
+    check_implementation("nearest", implementation)
     _check(a, b, metric, mask, k)
     batched = a.ndim == 3
     rows = a if batched else a[None]
