@@ -1,0 +1,33 @@
+"""Accuracy against cost on held-out digit scenes, with the small ViT that ships with jtok (a toy-scale experiment).
+
+    jtok sweep --config configs/vit/sweep.py --workdir runs/sweep          whole catalogue, untrained reducers left out
+    jtok sweep --config configs/vit/sweep.py:demo --workdir runs/demo      eight methods and the baselines
+"""
+
+import ml_collections
+
+from jtok.commands.options import shipped_config
+
+BASELINES = ("random", "uniform-grid", "average-pool", "downsample-image")
+DEMO = ("tome", "topk", "evit", "ats", "dpc-knn", "kmedoids", "token-pooling", "dynamicvit")
+TRAINING_FREE = ("tome", "topk", "evit", "ats", "kmedoids", "dpc-knn", "atc", "token-pooling", "expedit")
+LEARNED = ("dynamicvit", "token-cropr", "sit", "patchmerger", "sinkhorn")
+
+
+def get_config(arg: str = "all"):
+    """`arg`: all or demo."""
+    config = shipped_config()
+    config.sweep = ml_collections.ConfigDict()
+    config.sweep.methods = (DEMO if arg == "demo" else TRAINING_FREE + LEARNED) + BASELINES
+    config.sweep.keeps = (0.7, 0.5, 0.3, 0.15)
+    config.sweep.single_keeps = (0.5,) if arg == "demo" else config.sweep.keeps
+    config.sweep.images = 1000 if arg == "demo" else 2000
+    config.sweep.batch = 8
+    # files of trained reducers (from configs/vit/finetune.py); "" = as initialised
+    config.sweep.reducers = ml_collections.ConfigDict({name: "" for name in LEARNED if name in config.sweep.methods})
+    config.sweep.pictures = 6
+    config.sweep.notes = (
+        "Toy scale: a 0.6 M parameter ViT on 64 x 64 pixel scenes; rankings need not carry over to other models.",
+        "keep is the share of patches left after the last site of a method; methods that reduce earlier cost less.",
+    )
+    return config

@@ -1,0 +1,1 @@
+"""The commands of `jtok`, one file each; every file defines `COMMAND`."""

@@ -1,0 +1,41 @@
+"""`jtok bench model`: the speed-up that a plan really gives, beside the one its FLOPs promise."""
+
+from __future__ import annotations
+
+import json
+
+from absl import flags as absl_flags
+
+from jtok.commands.options import method_flags, parse_options
+from jtok.flags import Command
+
+
+def _flags(values: absl_flags.FlagValues) -> None:
+    method_flags(values, method="tome")
+    absl_flags.DEFINE_string("model", "vit_s16", "preset of a vision tower", flag_values=values)
+    absl_flags.DEFINE_integer("image", None, "image side in pixels (default: the preset's)", flag_values=values)
+    absl_flags.DEFINE_integer("batch", 8, "images at once", flag_values=values, lower_bound=1)
+    absl_flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
+
+
+def _run(args, config) -> int:
+    from jtok import compile_cache
+    from jtok.evaluation.bench import bench_model
+
+    compile_cache.enable()
+    result = bench_model(args.model, args.method, args.keep, parse_options(args.option), args.batch, args.image)
+    if args.json:
+        print(json.dumps(result, indent=1))
+        return 0
+    for name, ms in result["ms"].items():
+        macs = result["gmacs"][name]
+        print(f"{name}: {ms['median']:.1f} ms (p10 {ms['p10']:.1f}, p90 {ms['p90']:.1f}), {macs:.3f} GMACs an image")
+    low, high = result["speedup_low"], result["speedup_high"]
+    print(
+        f"speed-up {result['speedup']:.2f} ({low:.2f} to {high:.2f}); by MACs {result['ideal_speedup']:.2f}; "
+        f"share of the ideal {result['share_of_ideal']:.2f}"
+    )
+    return 0
+
+
+COMMAND = Command("bench model", "Measure a tower with a plan against the same tower without.", _flags, _run)

@@ -1,0 +1,49 @@
+"""`jtok bench reducers`: what deciding and dropping costs, by itself."""
+
+from __future__ import annotations
+
+import json
+
+from absl import flags as absl_flags
+
+from jtok.flags import Command
+
+
+def _flags(values: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_list("methods", [], "names of methods (default: the whole catalogue)", flag_values=values)
+    absl_flags.DEFINE_list("sides", ["14", "24"], "patches a side (14: N=197, 24: N=577)", flag_values=values)
+    absl_flags.DEFINE_list("widths", ["384", "1024"], "features a token", flag_values=values)
+    absl_flags.DEFINE_list("batches", ["1", "8"], "images at once", flag_values=values)
+    absl_flags.DEFINE_float("keep", 0.5, "keep ratio", flag_values=values)
+    absl_flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=values)
+
+
+def _run(args, config) -> int:
+    from jtok import compile_cache, registry
+    from jtok.evaluation.bench import bench_reducers
+    from jtok.evaluation.pareto import table
+
+    compile_cache.enable()
+    methods = args.methods or list(registry.catalogue())
+    for name in methods:
+        registry.find(name)
+    sides, widths, batches = (_integers(name, getattr(args, name)) for name in ("sides", "widths", "batches"))
+    rows = bench_reducers(methods, sides, widths, batches, args.keep)
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    from rich.console import Console
+
+    Console().print(table(rows, title=f"milliseconds a call of a method's first reducer, keep {args.keep:g}"))
+    return 0
+
+
+def _integers(name: str, values: list[str]) -> list[int]:
+    from jtok.errors import UserError
+
+    if not values or not all(v.isdigit() and int(v) > 0 for v in values):
+        raise UserError(f"--{name}={','.join(values)} must be positive whole numbers, separated by commas.")
+    return [int(v) for v in values]
+
+
+COMMAND = Command("bench reducers", "Time every reducer by itself.", _flags, _run)

@@ -1,0 +1,33 @@
+"""`jtok sweep`: accuracy against cost, many methods at many keep ratios; a table, plots and one HTML report."""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags as absl_flags
+
+from jtok.errors import UserError
+from jtok.flags import Command
+
+
+def _flags(values: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string("workdir", None, "directory for the results", flag_values=values, required=True)
+
+
+def _run(args, config) -> int:
+    from rich.console import Console
+
+    from jtok.commands.options import make_task
+    from jtok.evaluation.study import Study
+
+    if "sweep" not in config:
+        raise UserError("the config has no `sweep` section: start from configs/vit/sweep.py.")
+    task, params = make_task(config)
+    study = Study(task, params, config, args.workdir, command="jtok " + " ".join(sys.argv[1:]))
+    study.run(say=Console(stderr=True).print)
+    Console().print(study.table())
+    print(f"wrote {study.report()}")
+    return 0
+
+
+COMMAND = Command("sweep", "Sweep methods and keep ratios; write a report.", _flags, _run, config="required")
