@@ -62,16 +62,20 @@ def make_config(preset: str, overrides: Mapping[str, Any] | None = None) -> ViTC
     if preset not in PRESETS:
         near = difflib.get_close_matches(preset, PRESETS, 3, 0.4) or PRESETS
         raise UserError(f"there is no model preset '{preset}'; did you mean {' or '.join(near)}?")
-    overrides = dict(overrides or {})
+    return check_config({**PRESETS[preset], **(overrides or {})})
+
+
+def check_config(values: Mapping[str, Any]) -> ViTConfig:
+    """The `ViTConfig` with these values. Raises UserError for an unknown field and for sizes that do not divide."""
     fields = [f.name for f in dataclasses.fields(ViTConfig)]
-    for name in overrides:
+    for name in values:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, 3) or fields
             raise UserError(f"a vision tower has no field '{name}'; did you mean {' or '.join(near)}?")
-    config = ViTConfig(**{**PRESETS[preset], **overrides})
+    config = ViTConfig(**values)
     if config.width % config.heads:
         raise UserError(f"width {config.width} is not a multiple of {config.heads} heads: choose a width that is.")
     if not config.packed and config.image % config.patch:
         near = max(1, round(config.image / config.patch)) * config.patch
-        raise UserError(f"an image side of {config.image} pixels is not a multiple of the patch ({config.patch}): {near} is.")
+        raise UserError(f"an image of {config.image} pixels a side is no multiple of patch {config.patch}: {near} is.")
     return config

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,41 @@ class Weights:
     shapes: Mapping[str, tuple[int, ...]]
     files: Mapping[str, Path]  # the file that holds each tensor
     metadata: Mapping[str, str]  # of the (first) file
-    config: Mapping[str, Any] | None  # of the directory's config.json
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The config.json in the directory or beside the file, if there is one."""
+        beside = (self.source if self.source.is_dir() else self.source.parent) / "config.json"
+        return read_json(beside) if beside.exists() else None
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in float32. Raises UserError for a file that cannot be read (any more)."""
         with _opened(self.files[name]) as file:
             return np.asarray(file.get_tensor(name)).astype(np.float32)
 
+    def check_names(self, missing: Collection[str], unknown: Collection[str]) -> None:
+        """Raises one UserError that lists every missing and every unknown tensor, if there are any."""
+        faults = [f"it lacks {', '.join(missing)}"] if missing else []
+        faults += [f"it has unknown {', '.join(unknown)}"] if unknown else []
+        if faults:
+            raise UserError(f"'{self.source}' does not fit the model: {' and '.join(faults)}.")
+
+    def wrong_shape(self, name: str, needed: tuple[int, ...]) -> UserError:
+        """The sentence about a tensor of the wrong shape."""
+        given = self.shapes[name]
+        return UserError(f"tensor {name} of '{self.source}' has shape {list(given)}, the model needs {list(needed)}.")
+
 
 def open_weights(path: str | os.PathLike) -> Weights:
     """The checkpoint at `path`: a safetensors file, or a directory with model.safetensors or its sharded index.
 
     Raises UserError, one sentence each, for a path that is not there, pickled weights, a truncated or foreign file, a
-    missing shard, and a broken index or config.json.
+    missing shard, and a broken index.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no checkpoint at '{path}': give a safetensors file or a Hugging Face directory.")
-    if path.is_file():
-        return _collect(path, [path], None)
-    config = read_json(path / "config.json") if (path / "config.json").exists() else None
-    return _collect(path, _files_of(path), config)
+    return _collect(path, [path] if path.is_file() else _files_of(path))
 
 
 def _files_of(directory: Path) -> list[Path]:
@@ -73,7 +88,7 @@ def _files_of(directory: Path) -> list[Path]:
     return shards
 
 
-def _collect(source: Path, paths: list[Path], config: Mapping[str, Any] | None) -> Weights:
+def _collect(source: Path, paths: list[Path]) -> Weights:
     shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, Path] = {}
     metadata: dict[str, str] = {}
@@ -83,7 +98,7 @@ def _collect(source: Path, paths: list[Path], config: Mapping[str, Any] | None) 
             for name in file.keys():
                 shapes[name] = tuple(file.get_slice(name).get_shape())
                 files[name] = path
-    return Weights(source, shapes, files, metadata, config)
+    return Weights(source, shapes, files, metadata)
 
 
 @contextlib.contextmanager

@@ -55,13 +55,14 @@ class Run:
         if missing:
             raise UserError(
                 f"{type(reducer).__name__} at {site} reads {', '.join(missing)}, which no attention layer has given "
-                "since the last change of tokens: place it after an attention layer, or compose both reducers at one site."
+                "since the last change of tokens: place it after an attention layer, or compose both at one site."
             )
         s = Signals(**{name: self.signals[name] for name in reducer.reads}, key=self.key, train=self.train)
         before, count = self.tokens, self.tokens.count
         with jax.named_scope(site):
             self.tokens, self.memory = reducer(before, s, self.memory)
-            self.stages[site] = Stage(self.tokens.owner, self.tokens.position, _patch_score(reducer, before, s, self.memory))
+            score = _patch_score(reducer, before, s, self.memory)
+            self.stages[site] = Stage(self.tokens.owner, self.tokens.position, score)
         if self.tokens.count != count:
             self.signals = {}
 
@@ -95,7 +96,7 @@ def _wants(plan: Plan, depth: int, prefix: str) -> list[tuple[str, ...]]:
 
 
 def run_blocks(blocks: nnx.Module, depth: int, run: Run, *, prefix: str = "tower", remat: bool = False) -> Run:
-    """Runs `depth` blocks, whose parameters carry a leading layer axis, over `run.tokens`. Changes and returns `run`."""
+    """Runs `depth` blocks, parameters stacked over layers, over `run.tokens`. Changes and returns `run`."""
     graphdef, stacked = nnx.split(blocks)
     wants = _wants(run.plan, depth, prefix)
     has = run.plan.at
