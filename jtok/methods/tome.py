@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jtok import budget, merge
+from jtok.errors import UserError
 from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
 from jtok.registry import Claim, method
 from jtok.signals import Signals
@@ -88,12 +89,16 @@ def plan(
     """`r` in the paper's schedule language (`jtok.budget.linear_schedule`) overrides `keep`.
 
     Without it the removals are spread evenly over the blocks so that `keep` of the patches are left at the end.
-    proportional: off for MAE models that were not trained with merging.
+    proportional: off for MAE models that were not trained with merging. Raises UserError for an r that the first
+    merging block cannot remove (at most half of the patches merge in one block; later blocks merge what they can).
     """
     if r is None:
         removals = budget.constant_removal(target.patches, keep, target.depth)
     else:
         removals = budget.linear_schedule(target.depth, r)[: target.depth]
     blocks = [i for i, removed in enumerate(removals) if removed > 0]
+    if blocks and matching == "bipartite" and removals[blocks[0]] > target.patches // 2:
+        most = target.patches // 2
+        raise UserError(f"r = {removals[blocks[0]]} is more than can merge in one block: at most {most} of {target.patches} patches.")
     reducers = [ToMe(removals[i], matching, proportional) for i in blocks]
     return Plan(at_blocks(blocks, "after_attention", reducers))

@@ -97,8 +97,8 @@ def test_special_tokens_stay_and_padding_is_inert(name):
     np.testing.assert_array_equal(out.x[:, :1], t.x[:, :1])
     assert out.special == 1
     noise = jnp.where(valid[..., None], 0.0, 7.0)
-    noisy = s.with_per_token({k: v + (noise.reshape(*noise.shape[:2], *[1] * (v.ndim - 2)) if v.ndim == 4 else 0) for k, v in s.per_token().items()})
-    other = run(t.replace(x=t.x + noise), noisy)
+    rows = {k: v + noise[..., None] if v.ndim == 4 else v for k, v in s.per_token().items()}  # keys, not attention
+    other = run(t.replace(x=t.x + noise), s.with_per_token(rows))
     live = np.asarray(out.mask())
     np.testing.assert_array_equal(live, other.mask())
     np.testing.assert_allclose(np.asarray(out.x)[live], np.asarray(other.x)[live], atol=1e-5)
