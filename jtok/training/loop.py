@@ -56,7 +56,8 @@ def _prepare(config, workdir: Path, task: Task, stack: ExitStack, progress: bool
         raise UserError("every parameter is frozen: leave at least one to train")
     optimizer = opt.build(train)
     state = create(params, names, optimizer, ema=train.ema > 0, key=key)
-    state = jax.device_put(state, shardings(state, mesh))
+    # Through jit, because `device_put` does not move arrays of one process to all of them.
+    state = jax.jit(lambda state: state, out_shardings=shardings(state, mesh))(state)
     del params
 
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", train.keep))

@@ -4,6 +4,8 @@ import signal
 import threading
 from pathlib import Path
 
+import jax
+
 
 class Stopped(Exception):
     """The run was asked to stop, has saved, and can be taken up by the same command.
@@ -22,7 +24,8 @@ class Stopped(Exception):
 class StopRequest:
     """While entered, the first SIGTERM or SIGINT is noted in `reason`; a second Ctrl-C interrupts at once.
 
-    Python delivers signals to the main thread only; in another thread nothing is installed.
+    Python delivers signals to the main thread only: in another thread nothing is installed. Nor is it in a run of
+    several processes, where JAX's distributed client catches SIGTERM and all of them agree on the step to stop at.
     """
 
     def __init__(self):
@@ -35,7 +38,7 @@ class StopRequest:
         self.reason = self.reason or signal.Signals(number).name
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self

@@ -15,7 +15,10 @@ from jtok.training.state import named_leaves
 
 
 class Shuffled:
-    """Endless shuffled batches whose whole state is a counter: epoch `e` is permuted with seed `e`."""
+    """Endless shuffled batches whose whole state is a counter: epoch `e` is permuted with seed `e`.
+
+    Of every batch this process reads its own rows.
+    """
 
     def __init__(self, images, labels, batch, delay=0.0):
         self.images, self.labels, self.batch, self.delay, self.index = images, labels, batch, delay, 0
@@ -27,6 +30,7 @@ class Shuffled:
         per_epoch = len(self.images) // self.batch
         epoch, start = divmod(self.index, per_epoch)
         rows = np.random.default_rng(epoch).permutation(len(self.images))[start * self.batch :][: self.batch]
+        rows = np.split(rows, jax.process_count())[jax.process_index()]
         self.index += 1
         time.sleep(self.delay)
         return {"image": self.images[rows], "label": self.labels[rows]}
@@ -75,7 +79,7 @@ class Digits:
         return Shuffled(*self.train_set, self.batch, self.delay)
 
     def eval_data(self):
-        images, labels = self.test_set
+        images, labels = (array[jax.process_index() :: jax.process_count()] for array in self.test_set)
         for start in range(0, len(images), 128):
             yield {"image": images[start : start + 128], "label": labels[start : start + 128]}
 
@@ -95,7 +99,11 @@ def main():
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--checkpoint_every", type=int, default=10)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--process", type=int)
     arguments = parser.parse_args()
+    if arguments.coordinator:
+        jax.distributed.initialize(arguments.coordinator, num_processes=2, process_id=arguments.process)
     config = small_config(steps=arguments.steps, checkpoint_every=arguments.checkpoint_every, ema=0.99)
     try:
         state = train(config, arguments.workdir, Digits(width=arguments.width, delay=arguments.delay))
@@ -106,7 +114,8 @@ def main():
         print(error, file=sys.stderr)
         sys.exit(2)
     leaves = named_leaves((state.params, state.ema, state.opt_state))
-    np.savez(f"{arguments.workdir}/final.npz", **leaves)
+    if jax.process_index() == 0:
+        np.savez(f"{arguments.workdir}/final.npz", **leaves)
 
 
 if __name__ == "__main__":
