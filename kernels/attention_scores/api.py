@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jtok.errors import UserError
-from jtok.kernels.attention_scores import reference
+from jtok.kernels.attention_scores import gpu, reference, tpu
 from jtok.kernels.attention_scores.arguments import check_arrays, key_bias, row_index, weights_of_rows
 from jtok.kernels.attention_scores.tiles import CPU_BACKWARD, CPU_FORWARD, DEVICE
 from jtok.kernels.platform import Implementation, check_implementation, dispatch
@@ -88,12 +88,13 @@ def attention_scores(
     probabilities = None
     if index is not None and not summed_inside:
         picked = jnp.take_along_axis(q, index[:, :, None, None], 1)
-        positions = index + k.shape[1] - q.shape[1]
+        positions = index + (k.shape[1] - q.shape[1]) if causal else None
         if return_probabilities or index.shape[1] <= FEW_ROWS:
-            probabilities = _probabilities(options, picked, k, keys, positions)
+            probabilities = reference.row_probabilities(picked, k, keys, positions, scale=options.scale)
             received = jnp.einsum("bhrm,br->bhm", probabilities, weights)
         else:
-            received = _sum_of_rows(options, picked, k, keys, positions, weights)
+            their_lse = jnp.take_along_axis(lse, index[:, None], 2)
+            received = _column_sums(options, picked, k, keys, positions, weights, their_lse)
     if received is not None and not per_head:
         received = jnp.mean(received, 1)
     return AttentionOutput(out, received, probabilities if return_probabilities else None, lse if return_lse else None)
@@ -107,51 +108,54 @@ class _Options(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(options, q, k, v, bias, weights):
-    return _forward(options, q, k, v, bias, weights)
-
-
-def _forward(options, *args):
-    make = functools.partial(functools.partial, reference.attend, causal=options.causal, scale=options.scale)
-    xla = _by_budget(make, CPU_FORWARD)
-    return dispatch("attention_scores", *args, xla=xla, implementation=options.implementation)
+    return _attention_forward(options, q, k, v, bias, weights)[0]
 
 
 def _attention_forward(options, *args):
-    out, lse, received = _forward(options, *args)
-    return (out, lse, received), (*args, out, lse)
+    static = {"causal": options.causal, "scale": options.scale}
+    xla = _by_budget(reference.attend, CPU_FORWARD, static)
+    outputs = _dispatch(options, "attend", static, xla, args)
+    return outputs, (*args, *outputs[:2])
 
 
 def _attention_backward(options, saved, grads):
-    make = functools.partial(functools.partial, reference.attend_backward, causal=options.causal, scale=options.scale)
-    return _by_budget(make, CPU_BACKWARD)(*saved, grads)
+    static = {"causal": options.causal, "scale": options.scale}
+    return _by_budget(reference.attend_backward, CPU_BACKWARD, static)(*saved, grads)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _by_budget(make, cpu_budget):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _column_sums(options, q, k, bias, positions, weights, lse):
+    return _column_sums_forward(options, q, k, bias, positions, weights, lse)[0]
+
+
+def _column_sums_forward(options, *args):
+    static = {"scale": options.scale}
+    xla = _by_budget(reference.column_sums, CPU_FORWARD, static)
+    return _dispatch(options, "column_sums", static, xla, args), args
+
+
+def _column_sums_backward(options, saved, d_received):
+    grads = _by_budget(reference.column_sums_backward, CPU_BACKWARD, {"scale": options.scale})(*saved, d_received)
+    dq, dk, dbias, dweights, dlse = grads
+    return dq, dk, dbias, None, dweights, dlse
+
+
+_column_sums.defvjp(_column_sums_forward, _column_sums_backward)
+
+
+def _dispatch(options, name, static, xla, args):
+    forced = options.implementation == "pallas"
+    kernels = {
+        platform: functools.partial(getattr(backend, name), **static) if backend.takes(args[0], forced) else None
+        for platform, backend in (("tpu", tpu), ("gpu", gpu))
+    }
+    return dispatch("attention_scores", *args, xla=xla, **kernels, implementation=options.implementation)
+
+
+def _by_budget(function, cpu_budget, static):
     """The plain path with tiles for the caches of a CPU or for an accelerator, by the platform lowered for."""
-    return functools.partial(lax.platform_dependent, cpu=make(budget=cpu_budget), default=make(budget=DEVICE))
-
-
-def _probabilities(options, q, k, bias, positions):
-    return reference.row_probabilities(q, k, bias, positions, causal=options.causal, scale=options.scale)
-
-
-def _sum_of_rows(options, q, k, bias, positions, weights):
-    """The weighted sum [B,H,M] over many rows, FEW_ROWS at a time, recomputed for the gradient."""
-    (b, r, h, _), m = q.shape, k.shape[1]
-    spare = -r % FEW_ROWS
-
-    def parts(x):
-        x = jnp.pad(x, [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(b, -1, FEW_ROWS, *x.shape[2:]).swapaxes(0, 1)
-
-    @jax.checkpoint
-    def step(total, part):
-        q, positions, weights = part
-        p = _probabilities(options, q, k, bias, positions)
-        return total + jnp.einsum("bhrm,br->bhm", p, weights), None
-
-    start = jnp.zeros((b, h, m), jnp.float32)
-    return lax.scan(step, start, (parts(q), parts(positions), parts(weights)))[0]
+    cpu, device = (functools.partial(function, budget=budget, **static) for budget in (cpu_budget, DEVICE))
+    return functools.partial(lax.platform_dependent, cpu=cpu, default=device)

@@ -9,6 +9,8 @@ float32 whatever the dtype of the inputs. The backward pass recomputes a tile's 
 Inside this folder the key bias is one float32 array [B, M], or None, in which NEGATIVE means "this key does not exist".
 """
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -20,25 +22,25 @@ NEGATIVE = -1e30  # stands for minus infinity: finite, so that rows without any 
 def attend(q, k, v, bias, weights, *, causal: bool, scale: float, budget: Budget = CPU_FORWARD):
     """Attention of q [B,N,H,D] over k, v [B,M,Hk,D]: out [B,N,H,D], lse [B,H,N] float32, and, where `weights` [B,N] is
     given (one per query row), the weighted sum over rows of the attention each key received: [B,H,M] float32."""
-    (b, n, h, _), (m, key_heads) = q.shape, k.shape[1:3]
+    (b, n, h, _), m = q.shape, k.shape[1]
+    dot, positions = _einsum(q.dtype), every_position(q, k) if causal else None
 
     def step(at: Tile, carry):
         out, lse, received = carry
-        s = _scores(at, q, k, bias, causal, scale)
+        s = _scores(at, q, k, bias, positions, scale)
         peak = jnp.max(s, -1, keepdims=True)
         p = jnp.exp(s - jnp.where(peak > NEGATIVE / 2, peak, 0.0))
         total = jnp.sum(p, -1, keepdims=True)
         inverse = 1.0 / jnp.where(total > 0, total, 1.0)
-        out = at.put_queries(out, jnp.einsum("bgnm,bgmd->bgnd", p, at.keys(v)) * inverse)
+        out = at.put_queries(out, dot("bgnm,bgmd->bgnd", p, at.keys(v)) * inverse)
         lse = at.put_rows(lse, jnp.where(total > 0, peak - jnp.log(inverse), NEGATIVE))
         if weights is not None:
-            weight = at.split(inverse * at.weights(weights))[..., 0]
-            received = at.add_columns(received, jnp.einsum("bgsn,bgsnm->bgsm", weight, at.split(p)))
+            received = at.add_columns(received, _weighted_columns(at, p, inverse * at.weights(weights)))
         return out, lse, received
 
     received = None if weights is None else jnp.zeros((b, h, m), jnp.float32)
     start = jnp.zeros_like(q), jnp.zeros((b, h, n), jnp.float32), received
-    return choose_tiles(b, n, m, key_heads, h // key_heads, budget).loop(step, start)
+    return _tiles(q, k, budget).loop(step, start)
 
 
 def attend_backward(
@@ -46,45 +48,66 @@ def attend_backward(
 ):
     """Gradients of `attend` for (q, k, v, bias, weights), given `grads`, those of (out, lse, received)."""
     d_out, d_lse, d_received = grads
-    (b, n, h, _), (m, key_heads) = q.shape, k.shape[1:3]
+    dot, positions = _einsum(q.dtype), every_position(q, k) if causal else None
 
     def step(at: Tile, carry):
         dq, dk, dv, dbias, dweights = carry
-        s = _scores(at, q, k, bias, causal, scale)
-        p = at.drop_stale(jnp.exp(s - jnp.maximum(at.rows(lse), NEGATIVE / 2)))
+        p = _probabilities(at, q, k, bias, positions, lse, scale)
         g = at.queries(d_out)
-        dp = jnp.einsum("bgnd,bgmd->bgnm", g, at.keys(v))
+        dp = dot("bgnd,bgmd->bgnm", g, at.keys(v))
         delta = jnp.sum(g * at.queries(out), -1, keepdims=True) - at.rows(d_lse)
         if weights is not None:
             weight, column = at.weights(weights), at.columns(d_received)
-            seen = jnp.einsum("bgsnm,bgsm->bgsn", at.split(p), column).reshape(delta.shape)  # what a weight multiplied
+            seen = _row_sums(at, p, column)
             dp = (at.split(dp) + at.split(weight) * column[..., None, :]).reshape(dp.shape)
             delta = delta + weight * seen
             dweights = at.add_weights(dweights, seen)
         ds = p * (dp - delta)
-        dq = at.put_queries(dq, jnp.einsum("bgnm,bgmd->bgnd", ds, at.keys(k)) * scale, add=True)
-        dk = at.add_keys(dk, jnp.einsum("bgnm,bgnd->bgmd", ds, at.queries(q)) * scale)
-        dv = at.add_keys(dv, jnp.einsum("bgnm,bgnd->bgmd", p, g))
-        if bias is not None:
-            dbias = at.add_bias(dbias, jnp.sum(ds, (1, 2)))
+        dq, dk, dbias = _score_grads(at, ds, q, k, scale, dq, dk, dbias)
+        dv = at.add_keys(dv, dot("bgnm,bgnd->bgmd", p, g))
         return dq, dk, dv, dbias, dweights
 
-    inputs = q, k, v, bias, weights
-    start = tuple(None if x is None else jnp.zeros(x.shape, jnp.float32) for x in inputs)
-    found = choose_tiles(b, n, m, key_heads, h // key_heads, budget).loop(step, start)
-    return tuple(None if g is None else g.astype(x.dtype) for g, x in zip(found, inputs, strict=True))
+    return _summed_over_tiles(step, (q, k, v, bias, weights), _tiles(q, k, budget))
 
 
-def row_probabilities(q, k, bias, positions, *, causal: bool, scale: float):
-    """Softmax probabilities [B,H,R,M] float32 of a few query rows q [B,R,H,D]; under `causal` the row at `positions`
-    [B,R] sees keys up to that number."""
+def column_sums(q, k, bias, positions, weights, lse, *, scale: float, budget: Budget = CPU_FORWARD):
+    """What the keys [B,M] receive from the rows q [B,R,H,D] whose log-sum-exp [B,H,R] is known: the sum over rows of
+    weights [B,R] times probability, [B,H,M] float32. A row sees keys up to its position [B,R]; all if that is None."""
+
+    def step(at: Tile, received):
+        p = _probabilities(at, q, k, bias, positions, lse, scale)
+        return at.add_columns(received, _weighted_columns(at, p, at.weights(weights)))
+
+    start = jnp.zeros((q.shape[0], q.shape[2], k.shape[1]), jnp.float32)
+    return _tiles(q, k, budget).loop(step, start)
+
+
+def column_sums_backward(
+    q, k, bias, positions, weights, lse, d_received, *, scale: float, budget: Budget = CPU_BACKWARD
+):
+    """Gradients of `column_sums` for (q, k, bias, weights, lse)."""
+
+    def step(at: Tile, carry):
+        dq, dk, dbias, dweights, dlse = carry
+        p = _probabilities(at, q, k, bias, positions, lse, scale)
+        weight, column = at.weights(weights), at.columns(d_received)
+        seen = _row_sums(at, p, column)
+        ds = (at.split(p * weight) * column[..., None, :]).reshape(p.shape)
+        dq, dk, dbias = _score_grads(at, ds, q, k, scale, dq, dk, dbias)
+        return dq, dk, dbias, at.add_weights(dweights, seen), at.put_rows(dlse, -weight * seen, add=True)
+
+    return _summed_over_tiles(step, (q, k, bias, weights, lse), _tiles(q, k, budget))
+
+
+def row_probabilities(q, k, bias, positions, *, scale: float):
+    """Softmax probabilities [B,H,R,M] float32 of a few query rows q [B,R,H,D]; positions as in `column_sums`."""
     b, r, h, d = q.shape
     m, key_heads = k.shape[1:3]
-    q = (q.astype(jnp.float32) * scale).reshape(b, r, key_heads, h // key_heads, d)
-    s = jnp.einsum("brgsd,bmgd->bgsrm", q, k.astype(jnp.float32))
+    grouped = q.reshape(b, r, key_heads, h // key_heads, d)
+    s = _einsum(q.dtype)("brgsd,bmgd->bgsrm", grouped, k) * scale
     if bias is not None:
         s = s + bias[:, None, None, None]
-    if causal:
+    if positions is not None:
         s = jnp.where((jnp.arange(m) <= positions[..., None])[:, None, None], s, NEGATIVE)
     peak = lax.stop_gradient(jnp.max(s, -1, keepdims=True))
     p = jnp.exp(s - jnp.where(peak > NEGATIVE / 2, peak, 0.0))
@@ -92,12 +115,59 @@ def row_probabilities(q, k, bias, positions, *, causal: bool, scale: float):
     return (p / jnp.where(total > 0, total, 1.0)).reshape(b, h, r, m)
 
 
-def _scores(at: Tile, q, k, bias, causal: bool, scale: float):
+def every_position(q, k):
+    """The last key each query row sees under a causal mask, [B,N]: the last row sees all."""
+    (b, n), m = q.shape[:2], k.shape[1]
+    return jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32) + (m - n), (b, n))
+
+
+def _tiles(q, k, budget: Budget):
+    (b, n, h, _), (m, key_heads) = q.shape, k.shape[1:3]
+    return choose_tiles(b, n, m, key_heads, h // key_heads, budget)
+
+
+def _einsum(dtype):
+    """Matmuls with float32 results; float32 inputs are not rounded to the bfloat16 or TF32 of a fast path."""
+    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+    return functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _scores(at: Tile, q, k, bias, positions, scale: float):
     """One tile of masked scores, [images, heads, share * rows, M] float32."""
-    s = jnp.einsum("bgnd,bgmd->bgnm", at.queries(q) * scale, at.keys(k))
+    s = _einsum(q.dtype)("bgnd,bgmd->bgnm", at.queries(q) * scale, at.keys(k))
     if bias is not None:
         s = s + at.bias(bias)
-    if causal:
-        m, n = k.shape[1], q.shape[1]
-        s = jnp.where(jnp.arange(m) <= at.positions()[:, None] + (m - n), s, NEGATIVE)
+    if positions is not None:
+        s = jnp.where(jnp.arange(k.shape[1]) <= at.every_head(positions), s, NEGATIVE)
     return s
+
+
+def _probabilities(at: Tile, q, k, bias, positions, lse, scale: float):
+    """One tile of the softmax, from the known log-sum-exp; zero in rows that an earlier tile did."""
+    s = _scores(at, q, k, bias, positions, scale)
+    return at.drop_stale(jnp.exp(s - jnp.maximum(at.rows(lse), NEGATIVE / 2)))
+
+
+def _weighted_columns(at: Tile, p, weight):
+    """The sum over rows of weight [.., rows, 1] times p, a query head: [images, heads, share, M]."""
+    return jnp.einsum("bgsnm,bgsn->bgsm", at.split(p), at.split(weight)[..., 0])
+
+
+def _row_sums(at: Tile, p, column):
+    """The sum over keys of p times column [images, heads, share, M]: [images, heads, share * rows, 1]."""
+    return jnp.einsum("bgsnm,bgsm->bgsn", at.split(p), column).reshape(*p.shape[:3], 1)
+
+
+def _score_grads(at: Tile, ds, q, k, scale: float, dq, dk, dbias):
+    """Add to (dq, dk, dbias) what a tile's gradient of the scores `ds` gives."""
+    dot = _einsum(q.dtype)
+    dq = at.put_queries(dq, dot("bgnm,bgmd->bgnd", ds, at.keys(k)) * scale, add=True)
+    dk = at.add_keys(dk, dot("bgnm,bgnd->bgmd", ds, at.queries(q)) * scale)
+    return dq, dk, None if dbias is None else at.add_bias(dbias, jnp.sum(ds, (1, 2)))
+
+
+def _summed_over_tiles(step, inputs, tiles):
+    """Gradients for `inputs` (None where an input is), summed in float32 and returned in each input's dtype."""
+    start = tuple(None if x is None else jnp.zeros(x.shape, jnp.float32) for x in inputs)
+    found = tiles.loop(step, start)
+    return tuple(None if x is None else g.astype(x.dtype) for g, x in zip(found, inputs, strict=True))

@@ -104,17 +104,20 @@ class Tile(NamedTuple):
         x = lax.dynamic_slice(x, start, (t.images, t.heads * t.share, t.rows))
         return x.reshape(t.images, t.heads, t.share * t.rows, 1)
 
-    def put_rows(self, whole, tile):
+    def put_rows(self, whole, tile, add: bool = False):
         t = self.tiles
         tile = tile.reshape(t.images, t.heads * t.share, t.rows)
-        return _put(whole, tile, (self.image, self.head * t.share, self.row))
+        return _put(whole, tile, (self.image, self.head * t.share, self.row), add)
 
-    def weights(self, x):
-        """The tile of x [B,N] as [images, 1, share * rows, 1], zero where the row is stale."""
+    def every_head(self, x):
+        """The tile of x [B,N] as [images, 1, share * rows, 1]."""
         t = self.tiles
         x = lax.dynamic_slice(x, (self.image, self.row), (t.images, t.rows))
-        x = self.drop_stale(x[:, None, :, None])
-        return jnp.tile(x, (1, 1, t.share, 1))
+        return jnp.tile(x[:, None, :, None], (1, 1, t.share, 1))
+
+    def weights(self, x):
+        """As `every_head`, with zeros where the row is stale."""
+        return self.drop_stale(self.every_head(x))
 
     def add_weights(self, whole, tile):
         t = self.tiles
@@ -144,17 +147,13 @@ class Tile(NamedTuple):
         t = self.tiles
         return x.reshape(*x.shape[:2], t.share, t.rows, *x.shape[3:])
 
-    def positions(self):
-        """The row numbers of the tile, [share * rows]."""
-        return jnp.tile(self.row + jnp.arange(self.tiles.rows), self.tiles.share)
-
     def drop_stale(self, x):
-        """x [..., rows or share * rows, .] with zeros where an earlier tile did the row already."""
+        """x [..., share * rows, .] with zeros where an earlier tile did the row already."""
         t = self.tiles
         if t.n % t.rows == 0:
             return x
         fresh = self.row + jnp.arange(t.rows) >= self.cut * t.rows
-        return jnp.where(jnp.tile(fresh, x.shape[-2] // t.rows)[:, None], x, 0.0)
+        return jnp.where(jnp.tile(fresh, t.share)[:, None], x, 0.0)
 
     def _query_window(self, width: int):
         t = self.tiles
