@@ -65,8 +65,9 @@ class Plan:
 
     sites: names such as `tower.block.3.input`, `tower.block.3.after_attention`, `tower.block.3.output`, `tower.output`.
     grid: the image is resized to this many patches before the tower (downsampling baselines); None = as it is.
-    objective: extra training losses, `(outputs, teacher_outputs, batch) -> dict of scalars`; needs_teacher says whether
-    the unreduced model is to be run beside for distillation.
+    objective: extra training losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan
+    that holds the current parameters; needs_teacher says whether the unreduced model, as it was before training, is to
+    be run beside for distillation (else teacher_output is None).
     """
 
     sites: Mapping[str, Reducer] = dataclasses.field(default_factory=dict)

@@ -57,6 +57,19 @@ def strided(n: int, k: int) -> list[int]:
     return list(range(0, n, max(1, n // k)))[:k]
 
 
+def gumbel_keep(
+    log_odds: Float[Array, "B N 2"], noise: Float[Array, "B N 2"], temperature: float = 1.0
+) -> Float[Array, "B N"]:
+    """A random 0/1 keep decision per token with the gradient of its soft form (straight-through Gumbel-softmax).
+
+    log_odds: log-probabilities (or logits) of keeping and dropping. noise: standard Gumbel draws. Source: "Categorical
+    Reparameterization with Gumbel-Softmax", arXiv:1611.01144.
+    """
+    soft = jax.nn.softmax((log_odds + noise) / temperature, -1)[..., 0]
+    hard = jnp.argmax(log_odds + noise, -1) == 0
+    return hard + (soft - jax.lax.stop_gradient(soft))
+
+
 def gather_scores(score: Float[Array, "B N"], index: Int[Array, "B K"]) -> Float[Array, "B K"]:
     """The scores at `index`."""
     return jnp.take_along_axis(score, index, 1)

@@ -41,7 +41,7 @@ class ViTConfig:
     registers: int = 0
     class_position: bool = True  # the position table has rows for class (and distillation) tokens
     table: int = 0  # side of the position table; 0 = image // patch
-    head: Literal["class", "distill", "mean", "map", "none"] = "class"
+    head: Literal["class", "distill", "mean", "mean_all", "map", "none"] = "class"  # mean_all: special tokens too
     act: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     mlp_kind: Literal["mlp", "swiglu"] = "mlp"
     eps: float = 1e-6
@@ -184,10 +184,13 @@ class ViT(nnx.Module):
         if c.head == "none":
             return None, None, None
         if c.head == "map":
-            pooled = self.pool(x, tokens.valid)
-        elif c.head == "mean":
-            weight = (tokens.size * tokens.mask())[:, c.special :, None]
-            pooled = (x[:, c.special :] * weight).sum(1) / jnp.maximum(weight.sum(1), 1e-6)
+            # decisions of a soft policy are 0 or 1: what was dropped is not pooled
+            pooled = self.pool(x, tokens.valid if tokens.policy is None else tokens.mask() & (tokens.policy > 0.5))
+        elif c.head in ("mean", "mean_all"):
+            first = c.special if c.head == "mean" else 0
+            weight = tokens.size * tokens.mask() * (1.0 if tokens.policy is None else tokens.policy)
+            weight = weight[:, first:, None]
+            pooled = (x[:, first:] * weight).sum(1) / jnp.maximum(weight.sum(1), 1e-6)
         else:
             pooled = x[:, 0]
         pooled = self.norm(pooled) if c.final_norm == "pooled" else pooled
