@@ -23,19 +23,20 @@ def block(weights: Weights, heads: int, eps: float) -> Block:
     """One block; `weights` are named norm1.weight, attn.qkv.weight, ..."""
     width = weights["norm1.weight"].shape[0]
     config = ViTConfig(width=width, heads=heads, mlp=weights["mlp.fc1.weight"].shape[0], eps=eps)
-    return _fill(lambda: Block(config, nnx.Rngs(0)), _block(weights, "", heads))
+    return fill(lambda: Block(config, nnx.Rngs(0)), _block(weights, "", heads))
 
 
 def vit(weights: Weights, heads: int, patch: int, eps: float) -> ViT:
-    """A whole tower with a class token and a linear head on it."""
+    """A whole tower with a linear head on its class token, or on the mean of all tokens where there is a fc_norm."""
     depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     own = weights["cls_token"].shape[1]
     side = round((weights["pos_embed"].shape[1] - own) ** 0.5)
     kernel = weights["patch_embed.proj.weight"]
+    averaged = {"head": "mean_all", "final_norm": "pooled"} if "fc_norm.weight" in weights else {}
     config = ViTConfig(
         image=side * patch, patch=patch, width=kernel.shape[0], depth=depth, heads=heads,
         mlp=weights["blocks.0.mlp.fc1.weight"].shape[0], channels=kernel.shape[1],
-        classes=weights["head.weight"].shape[0], eps=eps,
+        classes=weights["head.weight"].shape[0], eps=eps, **averaged,
     )  # fmt: skip
     blocks = [_block(weights, f"blocks.{i}.", heads) for i in range(depth)]
     params = {
@@ -46,10 +47,10 @@ def vit(weights: Weights, heads: int, patch: int, eps: float) -> ViT:
         "position": weights["pos_embed"][0],
         "special": weights["cls_token"][0],
         "blocks": jax.tree.map(lambda *layers: np.stack(layers), *blocks),
-        "norm": _norm(weights, "norm"),
-        "head": _linear(weights, "head"),
+        "norm": norm(weights, "fc_norm" if averaged else "norm"),
+        "head": linear(weights, "head"),
     }
-    return _fill(lambda: ViT(config, nnx.Rngs(0)), params)
+    return fill(lambda: ViT(config, nnx.Rngs(0)), params)
 
 
 def reduce_in_block(layer: Block, x: np.ndarray, reducer: Reducer) -> tuple[np.ndarray, np.ndarray]:
@@ -72,29 +73,36 @@ def holders(owner: np.ndarray, keep: int) -> np.ndarray:
 
 
 def _block(weights: Weights, prefix: str, heads: int) -> dict[str, Any]:
-    width = weights[f"{prefix}norm1.weight"].shape[0]
-    qkv, out = _linear(weights, f"{prefix}attn.qkv"), _linear(weights, f"{prefix}attn.proj")
-    shape = (3, heads, width // heads)
     return {
-        "norm1": _norm(weights, f"{prefix}norm1"),
-        "attention": {
-            "qkv": {"kernel": qkv["kernel"].reshape(width, *shape), "bias": qkv["bias"].reshape(shape)},
-            "out": {"kernel": out["kernel"].reshape(*shape[1:], width), "bias": out["bias"]},
-        },
-        "norm2": _norm(weights, f"{prefix}norm2"),
-        "mlp": {"up": _linear(weights, f"{prefix}mlp.fc1"), "down": _linear(weights, f"{prefix}mlp.fc2")},
+        "norm1": norm(weights, f"{prefix}norm1"),
+        "attention": attention(weights, f"{prefix}attn.", heads),
+        "norm2": norm(weights, f"{prefix}norm2"),
+        "mlp": {"up": linear(weights, f"{prefix}mlp.fc1"), "down": linear(weights, f"{prefix}mlp.fc2")},
     }
 
 
-def _linear(weights: Weights, name: str) -> dict[str, np.ndarray]:
+def attention(weights: Weights, prefix: str, heads: int) -> dict[str, Any]:
+    """Parameters of an `Attention`."""
+    qkv, out = linear(weights, f"{prefix}qkv"), linear(weights, f"{prefix}proj")
+    width = out["bias"].shape[0]
+    shape = (3, heads, width // heads)
+    return {
+        "qkv": {"kernel": qkv["kernel"].reshape(width, *shape), "bias": qkv["bias"].reshape(shape)},
+        "out": {"kernel": out["kernel"].reshape(*shape[1:], width), "bias": out["bias"]},
+    }
+
+
+def linear(weights: Weights, name: str) -> dict[str, np.ndarray]:
+    """Parameters of an `nnx.Linear`."""
     return {"kernel": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]}
 
 
-def _norm(weights: Weights, name: str) -> dict[str, np.ndarray]:
+def norm(weights: Weights, name: str) -> dict[str, np.ndarray]:
+    """Parameters of an `nnx.LayerNorm`."""
     return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
 
 
-def _fill(make, params: dict[str, Any]):
+def fill(make, params: dict[str, Any]):
     """The module that `make` would build, holding `params`; raises ValueError where names or shapes do not agree."""
     graphdef, state = nnx.split(nnx.eval_shape(make), nnx.Param)
     want = jax.tree.map(lambda a: a.shape, nnx.to_pure_dict(state))
