@@ -18,6 +18,7 @@ from jtok.models.presets import make_config
 from jtok.models.vit import ViT, ViTConfig, ViTOutput
 from jtok.plan import Plan
 from jtok.training.config import default_train_config
+from jtok.training.weights import load_tower
 
 #: Pixel statistics of every released tower we load except SigLIP and original ViT (0.5, 0.5).
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -33,7 +34,7 @@ def default_config() -> ml_collections.ConfigDict:
         {"name": "digit_scenes", "options": ml_collections.ConfigDict(), "eval_split": "test", "eval_batch": 250}
     )
     config.data.mean, config.data.std = IMAGENET_MEAN, IMAGENET_STD
-    config.weights = ""  # safetensors file (or directory) to start from
+    config.weights = ""  # safetensors file or Hugging Face directory to start from; "shipped" = jtok's own small tower
     config.freeze_model = False  # train only the reducers of the plan
     config.label_smoothing = 0.0
     return config
@@ -57,7 +58,11 @@ def make_plan(config: ml_collections.ConfigDict, model: ViTConfig) -> Plan:
 
 
 class Classify:
-    """The training loop's task: parameters are {"model": tower, "plan": {site: learned reducer}}."""
+    """The training loop's task: parameters are {"model": tower, "plan": {site: learned reducer}}.
+
+    A plan that distils from the unreduced model adds {"teacher": tower}, the frozen copy of the initial one; with
+    `freeze_model` the tower is its own teacher.
+    """
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
@@ -70,15 +75,15 @@ class Classify:
         state = nnx.state(ViT(self.model, nnx.Rngs(key)), nnx.Param)
         model = nnx.to_pure_dict(state)
         if self.config.weights:
-            from jtok.models.load import load_params
-
-            model = load_params(self.config.weights, self.model, model)
-        return {"model": model, "plan": self.plan.params()}
+            model = load_tower(self.config.weights, self.model, model)
+        params = {"model": model, "plan": self.plan.params()}
+        if self.plan.needs_teacher and not self.config.freeze_model:
+            params["teacher"] = jax.tree.map(jnp.array, model)
+        return params
 
     def apply(self, params: Mapping[str, Any], images: Array, plan: Plan | None = None, **how: Any) -> ViTOutput:
         """The tower's output for uint8 images [B,H,W,C]; `plan` replaces the task's own (Plan() = unreduced)."""
-        state = jax.tree.map(lambda a: a, params["model"])
-        tower = bind(self.graphdef, state)
+        tower = bind(self.graphdef, params["model"])
         plan = self.plan.with_params(params["plan"]) if plan is None else plan
         return tower(normalise(images, self.config.data.mean, self.config.data.std), plan, **how)
 
@@ -92,9 +97,10 @@ class Classify:
         if self.plan.objective is not None:
             teacher = None
             if need_hidden:
-                frozen = jax.lax.stop_gradient(params)
-                teacher = jax.lax.stop_gradient(self.apply(frozen, batch["image"], Plan(), hidden=True))
-            terms |= self.plan.with_params(params["plan"]).objective(output, teacher, batch)
+                frozen = jax.lax.stop_gradient({"model": params.get("teacher", params["model"])})
+                teacher = self.apply(frozen, batch["image"], Plan(), hidden=True)
+            plan = self.plan.with_params(params["plan"])
+            terms |= plan.objective(plan, output, teacher, batch)
         accuracy = (output.logits.argmax(-1) == batch["label"]).mean()
         return sum(terms.values()), {**terms, "accuracy": accuracy}
 
@@ -107,10 +113,11 @@ class Classify:
         }
 
     def trainable(self, params):
-        """All, or with `freeze_model` only the reducers."""
-        if not self.config.freeze_model:
+        """All but the teacher, or with `freeze_model` only the reducers."""
+        frozen = {"teacher"} | ({"model"} if self.config.freeze_model else set())
+        if not frozen & params.keys():
             return None
-        return {"model": jax.tree.map(lambda _: False, params["model"]), "plan": jax.tree.map(lambda _: True, params["plan"])}
+        return {name: jax.tree.map(lambda _, learns=name not in frozen: learns, part) for name, part in params.items()}
 
     def dataset(self, split: str):
         """The Grain data set of a split."""
