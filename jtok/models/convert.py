@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jtok.models.names import HEADS, IGNORED, Rule, split_name
-from jtok.models.safetensor_files import Weights
+from jtok.models.safetensor_files import Weights, check_names, wrong_shape
 from jtok.models.vit import ViTConfig
 
 Shape = tuple[int, ...]
@@ -29,7 +29,7 @@ def convert(
     for name, rule, (path, _) in found:
         needed = _in_file(rule, _view(rule, config, shapes[path]), config)
         if not _agree(rule, weights.shapes[name], needed):
-            raise weights.wrong_shape(name, needed)
+            raise wrong_shape(weights, name, weights.shapes[name], needed)
     ours = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
     for name, rule, (path, layer) in found:
         place = ours[path] if layer is None else ours[path][layer]
@@ -65,7 +65,7 @@ def _find(
             found.append((name, rule, slot))
         if not known:
             unknown.append(name)
-    weights.check_names(list(_missing(config, table, shapes, found, filled)), unknown)
+    check_names(weights, missing=list(_missing(config, table, shapes, found, filled)), unknown=unknown)
     return found
 
 

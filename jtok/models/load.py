@@ -25,7 +25,7 @@ from jtok.models.infer import config_from_timm, config_from_transformers
 from jtok.models.names import Rule
 from jtok.models.presets import check_config
 from jtok.models.resize import resize_grid
-from jtok.models.safetensor_files import Weights, open_weights, write_safetensors
+from jtok.models.safetensor_files import Weights, check_names, open_weights, write_safetensors, wrong_shape
 from jtok.models.vit import ViT, ViTConfig
 
 #: Key of the metadata of jtok's own files that holds the config.
@@ -140,10 +140,10 @@ def _read(weights: Weights, config: ViTConfig, like: Mapping[str, Any]) -> dict[
 
 def _own(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
     extra = {name for name in weights.shapes if name not in wanted and not name.startswith(names.HEADS)}
-    weights.check_names([name for name in wanted if name not in weights.shapes], sorted(extra))
+    check_names(weights, missing=wanted.keys() - weights.shapes.keys(), unknown=extra)
     for name, leaf in wanted.items():
         if weights.shapes[name] != tuple(leaf.shape):
-            raise weights.wrong_shape(name, tuple(leaf.shape))
+            raise wrong_shape(weights, name, weights.shapes[name], tuple(leaf.shape))
     return {name: weights.read(name) for name in wanted}
 
 

@@ -41,18 +41,6 @@ class Weights:
         with _opened(self.files[name]) as file:
             return np.asarray(file.get_tensor(name)).astype(np.float32)
 
-    def check_names(self, missing: Collection[str], unknown: Collection[str]) -> None:
-        """Raises one UserError that lists every missing and every unknown tensor, if there are any."""
-        faults = [f"it lacks {', '.join(missing)}"] if missing else []
-        faults += [f"it has unknown {', '.join(unknown)}"] if unknown else []
-        if faults:
-            raise UserError(f"'{self.source}' does not fit the model: {' and '.join(faults)}.")
-
-    def wrong_shape(self, name: str, needed: tuple[int, ...]) -> UserError:
-        """The sentence about a tensor of the wrong shape."""
-        given = self.shapes[name]
-        return UserError(f"tensor {name} of '{self.source}' has shape {list(given)}, the model needs {list(needed)}.")
-
 
 def open_weights(path: str | os.PathLike) -> Weights:
     """The checkpoint at `path`: a safetensors file, or a directory with model.safetensors or its sharded index.
@@ -64,6 +52,19 @@ def open_weights(path: str | os.PathLike) -> Weights:
     if not path.exists():
         raise UserError(f"there is no checkpoint at '{path}': give a safetensors file or a Hugging Face directory.")
     return _collect(path, [path] if path.is_file() else _files_of(path))
+
+
+def check_names(weights: Weights, *, missing: Collection[str], unknown: Collection[str]) -> None:
+    """Raises one UserError that lists every missing and every unknown tensor, if there are any."""
+    faults = [f"it lacks {', '.join(sorted(missing))}"] if missing else []
+    faults += [f"it has unknown {', '.join(sorted(unknown))}"] if unknown else []
+    if faults:
+        raise UserError(f"'{weights.source}' does not fit the model: {' and '.join(faults)}.")
+
+
+def wrong_shape(weights: Weights, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> UserError:
+    """The sentence about a tensor of the wrong shape."""
+    return UserError(f"tensor {name} of '{weights.source}' has shape {list(found)}, the model needs {list(wanted)}.")
 
 
 def _files_of(directory: Path) -> list[Path]:
