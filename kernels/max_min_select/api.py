@@ -1,5 +1,6 @@
 """`max_min_select`: greedy farthest-point selection, the loop of the diversity pruners."""
 
+from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
-from jtok.kernels.max_min_select import reference
+from jtok.kernels.max_min_select import gpu, reference, tpu
 from jtok.kernels.numerics import first_argmax, is_concrete
-from jtok.kernels.platform import Implementation, dispatch
+from jtok.kernels.platform import Implementation, check_implementation, dispatch
 
 METRICS = ("cosine", "l2", "l1")
 
@@ -51,17 +52,22 @@ def max_min_select(
     Raises:
       UserError: shapes, dtypes, k, metric or start that do not fit, or a `valid` known to be empty in some image.
     """
+    check_implementation("max_min_select", implementation)
     _check(x, k, metric, weight, bonus, start, chosen, valid)
     b, n, _ = x.shape
     valid = jnp.ones((b, n), bool) if valid is None else valid
     first = _first(start, weight, valid)
-    if chosen is not None:
-        chosen = chosen & valid
-        first = None if first is None else jnp.where(chosen.any(-1), -1, first)
+    chosen = None if chosen is None else chosen & valid
     weight, bonus = (None if w is None else w.astype(jnp.float32) for w in (weight, bonus))
     args = lax.stop_gradient((x, weight, bonus, first, chosen, valid))
-    xla = lambda *args: reference.select(*args, k=k, metric=metric)  # noqa: E731
-    return dispatch("max_min_select", *args, xla=xla, implementation=implementation)
+    static = {"k": k, "metric": metric}
+    return dispatch(
+        "max_min_select", *args,
+        xla=partial(reference.select, **static),
+        tpu=partial(tpu.select, **static) if tpu.takes(x, metric) else None,
+        gpu=partial(gpu.select, **static) if gpu.takes(x) else None,
+        implementation=implementation,
+    )  # fmt: skip
 
 
 def _first(start, weight, valid):
