@@ -23,9 +23,9 @@ from jtok.errors import UserError
 
 CUTS = ("stratified", "contiguous")
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
-SCALES = (20, 22, 24, 26, 28, 30)  # side of the digit's 8x8 frame, in pixels of a 64-pixel canvas
+SCALES = (22, 24, 26, 28, 30)  # side of the digit's 8x8 frame, in pixels of a 64-pixel canvas
 POSES = ((0.0, 0.0), (-10.0, 0.0), (10.0, 0.0), (0.0, -0.18), (0.0, 0.18))  # (rotation in degrees, shear)
-FRAGMENTS = 5
+FRAGMENTS = 4
 PATCHES = 4
 _SPLIT_SEED = 20  # fixed: the split of the digits is part of the data set, not of a run
 _DRAWS = 160  # more than one scene can use (at most 12 + 13 a patch + 18 a fragment)
@@ -106,9 +106,9 @@ class _Dice:
         """An integer in [low, high)."""
         return int(self.real(low, high))
 
-    def ink(self, darkest: float) -> np.ndarray:
-        """A bright colour, float32 [3, 1, 1]: brightness from `darkest` to 255, each channel dimmed by up to 25%."""
-        brightness = self.real(darkest, 255)
+    def ink(self, darkest: float, brightest: float) -> np.ndarray:
+        """A colour, float32 [3, 1, 1]: brightness between two bytes, each channel dimmed by up to 25%."""
+        brightness = self.real(darkest, brightest)
         channels = [brightness * self.real(0.75, 1) for _ in range(3)]
         return np.array(channels, np.float32).reshape(3, 1, 1)
 
@@ -164,7 +164,7 @@ class DigitScenes:
         canvas = self._background(dice)
         self._add_patches(canvas, box, dice)
         self._add_fragments(canvas, digit, box, dice)
-        _paint(canvas, opacity, dice.ink(210), y, x)
+        _paint(canvas, opacity, dice.ink(210, 255), y, x)
         image = np.ascontiguousarray(np.moveaxis(canvas.astype(np.uint8), 0, -1))
         return {"image": image, "label": _labels()[members[digit]], "box": np.array(box, np.float32), "mask": mask}
 
@@ -199,7 +199,7 @@ class DigitScenes:
             height, width = round(len(sprite) * dice.real(0.3, 0.45)), round(len(sprite) * dice.real(0.45, 0.75))
             spot = dice.clear_spot(self.size, height, width, box)
             if spot is not None:
-                _paint(canvas, dice.window(sprite, height, width), dice.ink(150), *spot)
+                _paint(canvas, dice.window(sprite, height, width), dice.ink(100, 200), *spot)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -26,12 +27,27 @@ def _cubic_weights(size_in: int, size_out: int) -> np.ndarray:
     return weights
 
 
+def sine_grid(rows: int, columns: int, width: int) -> Float[Array, "N D"]:
+    """2-D sine and cosine position rows in raster order; features beyond a multiple of four are zero."""
+    quarter = width // 4
+    omega = 1.0 / 10000.0 ** (np.arange(quarter) / quarter)
+    y, x = (axis.reshape(-1, 1) * omega for axis in np.mgrid[:rows, :columns])
+    table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)
+    return jnp.asarray(np.pad(table, ((0, 0), (0, width - 4 * quarter))), jnp.float32)
+
+
 def resize_grid(
-    table: Float[Array, "N D"], size: tuple[int, int], grid: tuple[int, int]
+    table: Float[Array, "N D"], size: tuple[int, int], grid: tuple[int, int], antialias: bool = False
 ) -> Float[Array, "M D"]:
-    """A [rows*columns, D] table resized from `size` to `grid` by bicubic interpolation (the same table if equal)."""
+    """A [rows*columns, D] table resized from `size` to `grid` by bicubic interpolation (the same table if equal).
+
+    Without antialiasing the cubic kernel has a = -0.75, with it a = -0.5, as in torch.
+    """
     if size == grid:
         return table
+    if antialias:
+        squares = table.reshape(*size, -1).astype(jnp.float32)
+        return jax.image.resize(squares, (*grid, squares.shape[-1]), "cubic").reshape(grid[0] * grid[1], -1)
     rows, columns = (jnp.asarray(_cubic_weights(a, b), jnp.float32) for a, b in zip(size, grid, strict=True))
     resized = jnp.einsum("ih,jw,hwd->ijd", rows, columns, table.reshape(*size, -1).astype(jnp.float32))
     return resized.reshape(grid[0] * grid[1], -1)

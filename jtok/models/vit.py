@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok.errors import UserError
 from jtok.models.block import Block
 from jtok.models.heads import AttentionPool
-from jtok.models.resize import resize_grid, sample_grid
+from jtok.models.resize import resize_grid, sample_grid, sine_grid
 from jtok.models.stack import Run, Stage, run_blocks, sites
 from jtok.plan import Plan, Target
 from jtok.tokens import Tokens, from_features
@@ -41,6 +41,7 @@ class ViTConfig:
     registers: int = 0
     class_position: bool = True  # the position table has rows for class (and distillation) tokens
     table: int = 0  # side of the position table; 0 = image // patch
+    antialias: bool = False  # how the table is resized (bicubic): the released models differ
     head: Literal["class", "distill", "mean", "mean_all", "map", "none"] = "class"  # mean_all: special tokens too
     act: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     mlp_kind: Literal["mlp", "swiglu"] = "mlp"
@@ -101,8 +102,9 @@ class ViT(nnx.Module):
             raise UserError(f"width {c.width} is not a multiple of {c.heads} heads: choose a width that is.")
         init = nnx.initializers.normal(0.02)
         self.patch = nnx.Linear(c.patch**2 * c.channels, c.width, use_bias=c.patch_bias, dtype=c.compute, rngs=rngs)
-        table = c.side**2 + (int(c.class_token) + int(c.distill_token) if c.class_position else 0)
-        self.position = nnx.Param(init(rngs.params(), (table, c.width)))
+        own = int(c.class_token) + int(c.distill_token) if c.class_position else 0
+        # learned, but started at sines: training finds neighbours sooner (arXiv:2205.01580)
+        self.position = nnx.Param(jnp.concatenate([jnp.zeros((own, c.width)), sine_grid(c.side, c.side, c.width)]))
         self.special = nnx.Param(init(rngs.params(), (c.special, c.width))) if c.special else None
         self.pre_norm = nnx.LayerNorm(c.width, epsilon=c.eps, dtype=c.compute, rngs=rngs) if c.pre_norm else None
 
@@ -161,7 +163,7 @@ class ViT(nnx.Module):
         own = c.special - c.registers  # special tokens that may have rows in the position table
         table = self.position[...]
         lead, body = (table[:own], table[own:]) if c.class_position else (jnp.zeros((own, c.width)), table)
-        x = x + resize_grid(body, (c.side, c.side), grid).astype(x.dtype)
+        x = x + resize_grid(body, (c.side, c.side), grid, c.antialias).astype(x.dtype)
         if c.special:
             special = self.special[...].at[:own].add(lead)
             x = jnp.concatenate([jnp.broadcast_to(special.astype(x.dtype), (b, *special.shape)), x], 1)
