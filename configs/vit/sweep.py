@@ -26,8 +26,8 @@ def get_config(arg: str = "all"):
     # files of trained reducers (from configs/vit/finetune.py); "" = as initialised
     config.sweep.reducers = ml_collections.ConfigDict({name: "" for name in LEARNED if name in config.sweep.methods})
     config.sweep.pictures = 6
+    config.sweep.scale = "Toy scale: a 0.6 M parameter ViT on 64 x 64 pixel scenes; rankings need not carry over."
     config.sweep.notes = (
-        "Toy scale: a 0.6 M parameter ViT on 64 x 64 pixel scenes; rankings need not carry over to other models.",
         "keep is the share of patches left after the last site of a method; methods that reduce earlier cost less.",
     )
     return config

@@ -19,8 +19,8 @@ def _flags(values: absl_flags.FlagValues) -> None:
 def _run(args, config) -> int:
     from jtok import registry
     from jtok.training.weights import load_reducer
-    from jtok.viz.gallery import read_image, show_stages
-    from jtok.viz.save import save_picture
+    from jtok.viz.files import write_whole
+    from jtok.viz.gallery import picture_bytes, read_image, show_stages
 
     task, params = make_task(config)
     plan = registry.make_plan(args.method, task.model.target(), args.keep, **parse_options(args.option))
@@ -32,7 +32,7 @@ def _run(args, config) -> int:
         example = task.dataset("test")[args.index]
         image, box = example["image"], example.get("box")
     picture, said = show_stages(task, params, plan, image, box)
-    save_picture(picture, args.out)
+    write_whole(args.out, picture_bytes(picture))
     print(f"{said}; wrote {args.out}")
     return 0
 

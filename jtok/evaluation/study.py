@@ -24,7 +24,7 @@ class Study:
 
     config.sweep: `methods` (names), `keeps` (ratios), `images` (held-out ones), `batch`, `single_keeps` (ratios at which
     latency at batch 1 is measured too), `reducers` (method -> file of trained parameters, used at every ratio whose
-    shapes they fit), `pictures` (how many images to draw).
+    shapes they fit), `pictures` (how many images to draw), `scale` and `notes` (sentences for the report).
     """
 
     def __init__(self, task: Classify, params: Mapping[str, Any], config: ConfigDict, workdir, command: str):
@@ -70,29 +70,31 @@ class Study:
 
     def report(self) -> Path:
         """Draws plots and pictures and writes report.html beside the records."""
-        from jtok.viz.gallery import compare_methods
-        from jtok.viz.pareto import plot
+        from jtok.viz.files import write_whole
+        from jtok.viz.gallery import compare_methods, picture_bytes
+        from jtok.viz.pareto import draw_pareto, save_figure
         from jtok.viz.report import write_report
-        from jtok.viz.save import save_figure
 
-        figure = plot(self.records)
-        save_figure(figure, self.workdir / "pareto.png")
-        pictures = [("accuracy against cost", figure)]
-        pictures += compare_methods(self.task, self.params, self.cells, self.config.sweep.pictures)
-        for i, (_, picture) in enumerate(pictures[1:]):
-            picture.save(self.workdir / f"pictures_{i}.png")
+        figure = draw_pareto(self.records, batch=self.config.sweep.batch)
+        save_figure(self.workdir / "pareto.png", figure)
+        sheets = compare_methods(self.task, self.params, self.cells, self.config.sweep.pictures)
+        for keep, (_, sheet) in zip(sorted(self.config.sweep.keeps, reverse=True), sheets, strict=True):
+            write_whole(self.workdir / f"methods_keep_{keep:g}.png", picture_bytes(sheet))
         claims = {r["method"]: registry.find(r["method"]).claims for r in self.records if r["method"] != "none"}
-        run = {"command": self.command, "versions": versions(), "commit": git_commit()}
-        write_json(self.workdir / "run.json", run)
+        commit = git_commit()
         path = self.workdir / "report.html"
         write_report(
             path,
             title="Token reduction on " + self.config.data.name.replace("_", " "),
-            config=self.config.to_dict() | {"run": run},
+            config=self.config.to_dict(),
             records=self.records,
-            pictures=pictures,
+            pictures=[("accuracy against cost", figure), *sheets],
             claims=claims,
             notes=list(self.config.sweep.notes),
+            scale=self.config.sweep.scale,
+            command=self.command,
+            versions=versions(),
+            commit=commit["commit"] if commit else "",
         )
         return path
 
