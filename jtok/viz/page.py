@@ -18,7 +18,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .4rem; } h2 { font-size: 1.15rem; margin: 2.
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 caption { text-align: left; color: var(--faint); padding: .2rem 0; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { background: var(--band); vertical-align: bottom; } td.text, th.text { text-align: left; }
+th { background: var(--band); vertical-align: bottom; white-space: normal; } td.text, th.text { text-align: left; }
 td.long { white-space: normal; min-width: 14rem; } table.sortable th { cursor: pointer; }
 td b { color: var(--accent); } tr:hover td { background: var(--band); }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; background: #fff; padding: 6px; border-radius: 6px;

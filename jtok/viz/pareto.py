@@ -73,8 +73,8 @@ def line_name(record: Record) -> str:
 
 
 def group_lines(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by line, in alphabetical order, each sorted by falling keep ratio."""
-    names = sorted({line_name(r) for r in records})
+    """Records by line, the unreduced model first, then in alphabetical order; each sorted by falling keep ratio."""
+    names = sorted({line_name(r) for r in records}, key=lambda name: (name != "unreduced", name))
     return {
         name: sorted((r for r in records if line_name(r) == name), key=lambda r: -float(r.get("keep") or 0))
         for name in names

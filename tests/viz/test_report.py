@@ -46,7 +46,7 @@ RECORDS = [
 
 
 def test_lines_are_named_after_methods_and_whether_they_were_trained():
-    assert list(group_lines(RECORDS)) == ["random", "sit (trained)", "sit (untrained)", "tome", "unreduced"]
+    assert list(group_lines(RECORDS)) == ["unreduced", "random", "sit (trained)", "sit (untrained)", "tome"]
     assert line_name(record("evit", 0.5, 0.9, training="optional")) == "evit"
 
 
