@@ -10,7 +10,7 @@ STYLE = """
   --rule: #d9d9de; --accent: #0b6e4f; --note: #fff5d6; --note-ink: #5b4300; }
 @media (prefers-color-scheme: dark) { :root { --ink: #ececf0; --faint: #a3a3ad; --paper: #17171a; --band: #222226;
   --rule: #3a3a41; --accent: #5fd0a5; --note: #3a3013; --note-ink: #f3dfa2; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1280px;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1440px;
   margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .4rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 .scale { background: var(--note); color: var(--note-ink); padding: .5rem .8rem; border-radius: 6px; margin: .8rem 0; }
