@@ -6,7 +6,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Int
 
-from jtok.kernels.gather.shapes import floor
+from jtok.kernels.gather.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
 
 # Rows and bytes of each row that a program copies; warps.
@@ -26,7 +26,7 @@ def take(x: Array, index: Int[Array, "g k"], *, interpret: bool = False) -> Arra
         x = x.astype(jnp.int8)
     rows, width, warps = block_sizes(BLOCKS, "hopper")
     features = min(pl.next_power_of_2(d), width // x.dtype.itemsize)
-    cost = floor(g, n, k, d, itemsize=x.dtype.itemsize)
+    cost = floor(Shape(g, n, k, d), itemsize=x.dtype.itemsize)
     out = pl.pallas_call(
         lambda *refs: _kernel(*refs, rows=rows, features=features),
         grid=(pl.cdiv(k, rows), pl.cdiv(d, features), g),

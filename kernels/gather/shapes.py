@@ -1,6 +1,9 @@
 """Shapes that `gather` meets in real models, for tests, benchmarks and tuning, and the least work each one is."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from jtok.kernels.numerics import Floor
 
@@ -13,6 +16,23 @@ class Shape(NamedTuple):
     k: int
     d: int
 
+    def arrays(self, dtype: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """x and index without values."""
+        x = jax.ShapeDtypeStruct((self.groups, self.n, self.d), dtype)
+        return x, jax.ShapeDtypeStruct((self.groups, self.k), jnp.int32)
+
+    def draw(self, key: jax.Array, dtype: Any) -> tuple[jax.Array, ...]:
+        """Random x, and different rows of it in rising order."""
+        x, _ = self.arrays(dtype)
+        key, other = jax.random.split(key)
+        order = jnp.argsort(jax.random.uniform(other, (self.groups, self.n)))
+        return jax.random.normal(key, x.shape, dtype), jnp.sort(order[:, : self.k].astype(jnp.int32))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The op's other arguments."""
+        return {}
+
 
 SHAPES = {
     "evit-vit-s16": Shape(8, 197, 138, 384),
@@ -24,7 +44,7 @@ SHAPES = {
 }
 
 
-def floor(groups: int, n: int, k: int, d: int, *, itemsize: int = 4) -> Floor:
+def floor(shape: Shape, *, itemsize: int = 4) -> Floor:
     """No arithmetic; the kept rows read once and written once, and their int32 indices read."""
-    del n
+    groups, _, k, d = shape
     return Floor(flops=0, bytes=groups * k * (2 * d * itemsize + 4))

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int
 
-from jtok.kernels.gather.shapes import floor
+from jtok.kernels.gather.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
 
 LANES = 128
@@ -47,7 +47,7 @@ def take(x: Array, index: Int[Array, "g k"], *, interpret: bool | pltpu.Interpre
     block = d if block >= d else block
     wide = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32
     narrow = x.dtype.itemsize < 4
-    cost = floor(g, n, k, d, itemsize=x.dtype.itemsize)
+    cost = floor(Shape(g, n, k, d), itemsize=x.dtype.itemsize)
     out = pl.pallas_call(
         _kernel_narrow if narrow else _kernel,
         grid=(g, pl.cdiv(d, block)),

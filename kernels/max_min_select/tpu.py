@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.kernels.max_min_select.reference import FAR, State, begin
-from jtok.kernels.max_min_select.shapes import floor
+from jtok.kernels.max_min_select.shapes import Shape, floor
 from jtok.kernels.nearest import reference as nearest_reference
 from jtok.kernels.nearest import tpu as nearest_tpu
 from jtok.kernels.numerics import inverse_norm
@@ -79,7 +79,7 @@ def loop(
         state = jax.tree.map(lambda vector, value: jnp.pad(vector, absent, constant_values=value), state, never)
         size = jnp.pad(size, absent)
     n += more
-    cost = floor(b, n, k, d, itemsize=x.dtype.itemsize, isolated=False)
+    cost = floor(Shape(b, n, k, d), itemsize=x.dtype.itemsize, isolated=False)
     vectors = jnp.stack([*state, size], 1)
     picks = pl.pallas_call(
         lambda *refs: _kernel(*refs, k=k, metric=metric),

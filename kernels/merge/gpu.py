@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-from jtok.kernels.merge.shapes import floor
+from jtok.kernels.merge.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
 
 # Rows looked at together; features in a block; warps.
@@ -34,7 +34,7 @@ def segment_sum(
     b, n, d = x.shape
     rows, features, warps = block_sizes(BLOCKS, "hopper")
     features = min(features, pl.next_power_of_2(d))
-    cost = floor(b, n, num, d, itemsize=x.dtype.itemsize)
+    cost = floor(Shape(b, n, num, d), itemsize=x.dtype.itemsize)
     return pl.pallas_call(
         lambda *refs: _kernel(*refs[:2], refs[2] if weight is not None else None, *refs[-2:], rows=rows, size=features),
         grid=(num, pl.cdiv(d, features), b),

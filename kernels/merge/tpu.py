@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from jtok.kernels.merge.shapes import floor
+from jtok.kernels.merge.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
 
 LANES = 128
@@ -40,7 +40,7 @@ def segment_sum(
     b, n, d = x.shape
     segments, rows, features = block_sizes(BLOCKS, "v5e")
     segments, rows, features = min(segments, pl.align_to(num, 8)), min(rows, n), min(features, d)
-    cost = floor(b, n, num, d, itemsize=x.dtype.itemsize)
+    cost = floor(Shape(b, n, num, d), itemsize=x.dtype.itemsize)
     per_row = pl.BlockSpec((1, 1, rows), lambda i, s, f, r: (i, 0, r))
     total, mass = pl.pallas_call(
         lambda *refs: _kernel(*refs[:2], refs[2] if weight is not None else None, *refs[-2:], n=n),

@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
-from jtok.kernels.nearest.shapes import floor
+from jtok.kernels.nearest.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
 
 MAX_K = 64  # the running best of a row are kept in registers
@@ -45,7 +45,7 @@ def search(
     blocks = pl.cdiv(m, columns)
     splits = max(1, min(blocks, PROGRAMS // (g * pl.cdiv(n, rows))))
     per_split = pl.cdiv(blocks, splits)
-    cost = floor(g, n, m, d, itemsize=a.dtype.itemsize, k=k, shared=h == 1)
+    cost = floor(Shape(g, n, m, d, "dot", k, shared=h == 1), itemsize=a.dtype.itemsize)
 
     def kernel(*refs):
         _kernel(*refs, rows=rows, columns=columns, features=features, blocks=per_split, k=k)

@@ -1,6 +1,8 @@
 """Shapes that `nearest` meets in real models, for tests, benchmarks and tuning, and the least work each one is."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from jtok.kernels.numerics import Floor
 
@@ -15,6 +17,21 @@ class Shape(NamedTuple):
     metric: str
     k: int = 1
     shared: bool = False
+
+    def arrays(self, dtype: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """a and b without values."""
+        b = (self.m, self.d) if self.shared else (self.batch, self.m, self.d)
+        return jax.ShapeDtypeStruct((self.batch, self.n, self.d), dtype), jax.ShapeDtypeStruct(b, dtype)
+
+    def draw(self, key: jax.Array, dtype: Any) -> tuple[jax.Array, ...]:
+        """Random a and b."""
+        keys = jax.random.split(key)
+        return tuple(jax.random.normal(k, x.shape, dtype) for k, x in zip(keys, self.arrays(dtype), strict=True))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The op's other arguments."""
+        return {"metric": self.metric, "k": self.k}
 
 
 SHAPES = {
@@ -33,7 +50,8 @@ SHAPES = {
 }
 
 
-def floor(batch: int, n: int, m: int, d: int, *, itemsize: int = 4, k: int = 1, shared: bool = False) -> Floor:
+def floor(shape: Shape, *, itemsize: int = 4) -> Floor:
     """One matmul; both inputs read once, a float32 value and an int32 index written a match."""
+    batch, n, m, d, _, k, shared = shape
     read = (batch * n + (1 if shared else batch) * m) * d * itemsize
     return Floor(flops=2 * batch * n * m * d, bytes=read + 8 * batch * n * k)

@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from jtok.kernels.nearest.shapes import floor
+from jtok.kernels.nearest.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
 
 LANES = 128
@@ -54,7 +54,7 @@ def search(
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     (g, n, d), (h, m, _) = a.shape, b.shape
     rows, columns = blocks(n, m, d, a.dtype.itemsize)
-    cost = floor(g, n, m, d, itemsize=a.dtype.itemsize, shared=h == 1)
+    cost = floor(Shape(g, n, m, d, "dot", k, shared=h == 1), itemsize=a.dtype.itemsize)
     a = _at_least(a, 1, rows)
     b = _at_least(b, 1, columns)
     scale, offset = (_at_least(x, 1, columns)[:, None] for x in (scale, offset))
