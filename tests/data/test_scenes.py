@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jtok.data import digit_scenes, photos, scenes
+from jtok.data import canvas, digit_scenes, digits, photos
 from jtok.data.photographs import NAMES, PHOTOGRAPHS, SPLITS, photograph
 from jtok.errors import UserError
 
@@ -20,49 +20,49 @@ def test_an_example_depends_on_split_seed_and_index_alone(build):
     assert (len(first), len(build("validation")), len(build("test", length=7))) == (1_000_000, 2000, 7)
 
 
-@pytest.mark.parametrize("cut", scenes.CUTS)
+@pytest.mark.parametrize("cut", digits.CUTS)
 def test_no_digit_is_in_two_splits(cut):
-    parts = [scenes.split_indices(split, cut) for split in SPLITS]
+    parts = [digits.split_indices(split, cut) for split in SPLITS]
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(1797))  # each digit once
     for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
         assert abs(len(part) / 1797 - share) < 0.01
 
 
 def test_the_stratified_cut_has_every_class_in_proportion_and_the_contiguous_one_keeps_the_order():
-    labels = scenes._labels()
+    labels = digits.labels()
     whole = np.bincount(labels) / len(labels)
     for split in SPLITS:
-        part = scenes.split_indices(split, "stratified")
+        part = digits.split_indices(split, "stratified")
         assert np.abs(np.bincount(labels[part]) / len(part) - whole).max() < 0.01
-    bounds = [scenes.split_indices(split, "contiguous")[[0, -1]] for split in SPLITS]
+    bounds = [digits.split_indices(split, "contiguous")[[0, -1]] for split in SPLITS]
     assert bounds[0][1] < bounds[1][0] and bounds[1][1] < bounds[2][0]
 
 
 def test_all_ink_of_a_split_comes_from_its_own_digits(monkeypatch):
     """With every digit of the other splits blotted out, the scenes of a split stay as they are."""
     before = [digit_scenes("test")[index] for index in range(40)]
-    digits = scenes.sklearn.datasets.load_digits()
-    others = np.setdiff1d(np.arange(1797), scenes.split_indices("test", "stratified"))
-    digits.data[others] = 16
-    monkeypatch.setattr(scenes.sklearn.datasets, "load_digits", lambda: digits)
-    scenes._sprites.cache_clear()
+    loaded = digits.sklearn.datasets.load_digits()
+    others = np.setdiff1d(np.arange(1797), digits.split_indices("test", "stratified"))
+    loaded.data[others] = 16
+    monkeypatch.setattr(digits.sklearn.datasets, "load_digits", lambda: loaded)
+    digits.sprites.cache_clear()
     try:
         assert all(equal(a, digit_scenes("test")[index]) for index, a in enumerate(before))
     finally:
-        scenes._sprites.cache_clear()
+        digits.sprites.cache_clear()
 
 
 @pytest.mark.parametrize("size", [64, 96])
 def test_label_box_and_mask_agree_with_the_picture(size):
     dataset = digit_scenes("test", size=size)
-    members = scenes.split_indices("test", "stratified")
+    members = digits.split_indices("test", "stratified")
     shares = []
     for index in range(300):
         scene = dataset[index]
         image, mask, box = scene["image"], scene["mask"], scene["box"]
         assert image.shape == (size, size, 3) and image.dtype == np.uint8
         assert mask.shape == (size, size) and mask.dtype == bool and box.dtype == np.float32
-        assert scene["label"] == scenes._labels()[members[index % len(members)]] and scene["label"].dtype == np.int32
+        assert scene["label"] == digits.labels()[members[index % len(members)]] and scene["label"].dtype == np.int32
         rows, columns = np.nonzero(mask)
         assert np.array_equal(box, [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1])
         inside = image[mask].mean()
@@ -76,7 +76,7 @@ def test_label_box_and_mask_agree_with_the_picture(size):
 def test_a_clear_spot_is_clear_of_the_box_by_two_pixels_or_more():
     for size, height, width in ((64, 10, 12), (96, 20, 9)):
         box = [20, 22, 41, 40]
-        dice = scenes._Dice(size, height)
+        dice = canvas.Dice(size, height)
         for _ in range(8):
             spot = dice.clear_spot(size, height, width, box)
             if spot is not None:
@@ -86,7 +86,7 @@ def test_a_clear_spot_is_clear_of_the_box_by_two_pixels_or_more():
 
 
 def test_the_longest_possible_scene_has_enough_draws(monkeypatch):
-    monkeypatch.setattr(scenes._Dice, "clear_spot", exhausting_clear_spot)
+    monkeypatch.setattr(canvas.Dice, "clear_spot", exhausting_clear_spot)
     for index in range(20):
         digit_scenes("train")[index]
 
