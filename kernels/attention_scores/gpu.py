@@ -176,7 +176,7 @@ def _width(d: int) -> int:
 
 def _blocks(held: int, walked: int, q) -> Blocks:
     """The chip's blocks, made smaller for wide heads and for short inputs."""
-    limit = block_sizes(BLOCKS, "hopper")
+    limit = block_sizes(BLOCKS, "ampere")
     wide = max(1, _width(q.shape[-1]) * q.dtype.itemsize // 128)
     sizes = (limit.held // max(1, wide // 2), held), (limit.walked // wide, walked)
     return Blocks(*(max(16, min(size, pl.next_power_of_2(have))) for size, have in sizes), limit.warps, limit.stages)

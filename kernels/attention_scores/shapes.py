@@ -1,6 +1,6 @@
 """Shapes that `attention_scores` meets in real models, for tests, benchmarks and tuning, and the least work each is."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,11 +19,21 @@ class Shape(NamedTuple):
     causal: bool = False
     rows: None | str | tuple[int, ...] = "all"
 
-    def arrays(self, dtype) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def arrays(self, dtype: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
         """q, k, v without values."""
         q = jax.ShapeDtypeStruct((self.batch, self.n, self.heads, self.d), dtype)
         k = jax.ShapeDtypeStruct((self.batch, self.m, self.key_heads, self.d), dtype)
         return q, k, k
+
+    def draw(self, key: jax.Array, dtype: Any) -> tuple[jax.Array, ...]:
+        """Random q, k and v."""
+        keys = jax.random.split(key, 3)
+        return tuple(jax.random.normal(k, x.shape, dtype) for k, x in zip(keys, self.arrays(dtype), strict=True))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The op's other arguments."""
+        return {"causal": self.causal, "rows": self.rows}
 
 
 SHAPES = {
