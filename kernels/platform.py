@@ -76,7 +76,7 @@ def target_chip() -> str | None:
 
 
 def block_sizes(table: Mapping[str, Any], default: str) -> Any:
-    """The row of an op's block-size `table` (chip name -> anything) for the chip this trace is for, else `default`'s."""
+    """The row of an op's block-size `table` (chip name -> row) for the chip this trace is for, else for `default`."""
     return table.get(target_chip(), table[default])
 
 
@@ -92,7 +92,7 @@ def dispatch(
 
     `implementation=None` takes the Pallas kernel where there is one and `xla` elsewhere, and never fails. "xla" forces
     the plain definition. "pallas" forces the kernel, and raises a `UserError` when the program is lowered for a
-    platform without one. Put the call under the op's `custom_vjp`. A backend passed as None cannot take these arguments.
+    platform without one. Put the call under the op's `custom_vjp`. A backend that cannot take these arguments is None.
     """
     check_implementation(op, implementation)
     if implementation == "xla":
