@@ -31,7 +31,8 @@ class Matching:
         """Slot of every one of n tokens; -1 for tokens in neither set."""
         slots = jnp.broadcast_to(jnp.arange(self.kept.shape[1], dtype=jnp.int32), self.kept.shape)
         out = jnp.full((self.kept.shape[0], n), -1, jnp.int32)
-        return jax.vmap(lambda o, k, s, m, t: o.at[k].set(s).at[m].set(t))(out, self.kept, slots, self.source, self.slot)
+        fill = jax.vmap(lambda o, k, s, m, t: o.at[k].set(s).at[m].set(t))
+        return fill(out, self.kept, slots, self.source, self.slot)
 
     def unmerge(self, y: Float[Array, "B K D"], n: int) -> Float[Array, "B n D"]:
         """Every one of n tokens gets its slot's row (tokens in neither set get zeros)."""
@@ -41,7 +42,7 @@ class Matching:
 def bipartite(
     metric: Float[Array, "B N C"], r: int, special: int = 0, valid: Bool[Array, "B N"] | None = None
 ) -> Matching:
-    """ToMe's bipartite soft matching: even tokens (A) each propose to their most similar odd token (B); the r best merge.
+    """ToMe's bipartite soft matching: even tokens (A) each propose to the most similar odd token (B), the best r merge.
 
     Special tokens neither merge nor are merged into, and lead the result in their order; then the unmerged tokens of A
     (in order where there are special tokens, by falling similarity where there are none, as the reference code does),
@@ -50,8 +51,7 @@ def bipartite(
     b, n, _ = metric.shape
     r = min(r, (n - special) // 2)
     if r <= 0:
-        empty = jnp.zeros((b, 0), jnp.int32)
-        return Matching(jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (b, n)), empty, empty)
+        return _nothing(b, n)
     even, odd = jnp.arange(0, n, 2), jnp.arange(1, n, 2)
     allowed = jnp.broadcast_to(odd >= special, (b, len(odd)))
     free = jnp.broadcast_to(even >= special, (b, len(even)))
@@ -75,6 +75,8 @@ def bipartite(
 def kth_bipartite(metric: Float[Array, "B N C"], k: int) -> Matching:
     """The last of every k tokens is a target, the others all join their most similar target; a tail below k is lost."""
     b, n, _ = metric.shape
+    if k <= 1:
+        return _nothing(b, n)
     groups = n // k
     index = jnp.arange(groups * k, dtype=jnp.int32).reshape(groups, k)
     source = jnp.broadcast_to(index[:, :-1].reshape(-1), (b, groups * (k - 1)))
@@ -84,6 +86,8 @@ def kth_bipartite(metric: Float[Array, "B N C"], k: int) -> Matching:
 
 def random_bipartite(metric: Float[Array, "B N C"], noise: Float[Array, "B N"], r: int) -> Matching:
     """The r tokens of lowest `noise` (uniform) all join their most similar among the others; nothing is protected."""
+    if r <= 0:
+        return _nothing(*noise.shape)
     order = jnp.argsort(noise, 1).astype(jnp.int32)
     return _join(metric, order[:, :r], order[:, r:])
 
@@ -91,3 +95,8 @@ def random_bipartite(metric: Float[Array, "B N C"], noise: Float[Array, "B N"], 
 def _join(metric: Array, source: Array, kept: Array) -> Matching:
     rows = kernels.gather(metric, source), kernels.gather(metric, kept)
     return Matching(kept, source, kernels.nearest(*rows, metric="cosine")[1])
+
+
+def _nothing(b: int, n: int) -> Matching:
+    empty = jnp.zeros((b, 0), jnp.int32)
+    return Matching(jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (b, n)), empty, empty)
