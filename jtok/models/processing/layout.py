@@ -1,0 +1,190 @@
+"""What an image or a video becomes: pixels for the tower, and one description of the visual tokens made of them.
+
+A tower gives `features` vectors, flattened over crops in reading order. The language model sees `tokens` of them: the
+padding of a mosaic of crops is cut away, a grid may be resampled, newline tokens stand in between. `Span` says that in
+a few numbers; `layout` spells it out per token, so that the model gathers and a reducer knows what it looks at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Kind = Literal["image", "video"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A grid of visual tokens in reading order: of one crop, of a mosaic of crops, or of the frames of a video.
+
+    `frames` crops follow each other, or `tiles` of them lie beside each other. Of their joined feature grid the
+    `window` (top, left, rows, columns) is kept, then resampled bilinearly to `grid` where the two differ.
+    """
+
+    kind: Kind
+    grid: tuple[int, int]  # rows, columns of tokens
+    patches: tuple[int, int]  # rows, columns of features in each crop
+    crop: int = 0  # the first crop, counted within the image or video
+    tiles: tuple[int, int] = (1, 1)  # crops down, crops across
+    frames: int = 1
+    window: tuple[int, int, int, int] | None = None  # None = all
+    special: int = 0  # class tokens in front of each crop's features; kept, and so part of the span
+    newline: Literal["none", "row", "end"] = "none"  # after each row, or one after everything
+
+    @property
+    def tokens(self) -> int:
+        """Number of visual tokens, class and newline tokens included."""
+        rows, columns = self.grid
+        body = self.frames * rows * (columns + (self.newline == "row"))
+        return self.special + body + (self.newline == "end")
+
+    @property
+    def kept(self) -> tuple[int, int, int, int]:
+        """`window`, spelled out when it is None."""
+        if self.window is not None:
+            return self.window
+        return 0, 0, self.patches[0] * self.tiles[0], self.patches[1] * self.tiles[1]
+
+    @property
+    def resampled(self) -> bool:
+        return self.kept[2:] != self.grid
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualInput:
+    """One image or one video, ready for the model.
+
+    `pixels` is [crops, 3, H, W], or [patches, values] where the tower takes patches (Qwen2.5-VL); float32, normalised.
+    `slots` is how many ids stand for it in the prompt: one per visual token, or one in all where the language model
+    looks at the image by cross-attention (Llama-3.2-Vision).
+    """
+
+    kind: Kind
+    pixels: np.ndarray
+    size: tuple[int, int]  # rows, columns of the original
+    spans: tuple[Span, ...]
+    slots: int
+    grid: tuple[int, int, int] | None = None  # time, rows, columns of patches (Qwen2.5-VL)
+    seconds: float = 1.0  # between two steps of the time axis of a video (Qwen2.5-VL)
+    aspect: int | None = None  # id of the arrangement of tiles (Llama-3.2-Vision)
+    real: int | None = None  # crops that are not padding; None = all
+
+    @property
+    def tokens(self) -> int:
+        """Number of visual tokens over all spans."""
+        return sum(span.tokens for span in self.spans)
+
+    @property
+    def features(self) -> int:
+        """Number of feature vectors that the tower gives, padding crops included: what `Layout.source` counts."""
+        span = self.spans[0]
+        crops = span.frames if self.grid else len(self.pixels)
+        return crops * (span.special + span.patches[0] * span.patches[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The visual tokens of one image or video, one entry a token (N of them).
+
+    A token is the sum over K of `weight` times the feature at `source`; K is 1, or 4 where a grid is resampled. A
+    newline token has source -1 and weight 0: the model puts its learned vector there.
+    """
+
+    source: Int[np.ndarray, "N K"]
+    weight: Float[np.ndarray, "N K"]
+    crop: Int[np.ndarray, " N"]  # crop, tile or frame; that of its left neighbour for a newline token
+    position: Float[np.ndarray, "N 3"]  # time, row, column on the span's grid; -1 for class tokens
+    newline: Bool[np.ndarray, " N"]
+    span: Int[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def layout(spans: tuple[Span, ...]) -> Layout:
+    """The per-token description of an image's spans, in their order."""
+    taps = 4 if any(span.resampled for span in spans) else 1
+    parts = [_span(span, index, taps) for index, span in enumerate(spans)]
+    names = [field.name for field in dataclasses.fields(Layout)]
+    return Layout(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def bilinear(size: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(lower neighbour, upper neighbour, share of the upper) for each of `out` samples along an axis of `size`.
+
+    Samples stand at pixel centres and nothing is smoothed when shrinking (`align_corners=False` in torch).
+    """
+    at = np.maximum((np.arange(out) + 0.5) * (size / max(out, 1)) - 0.5, 0)
+    low = at.astype(np.int64)
+    return low, np.minimum(low + 1, size - 1), at - low
+
+
+def _span(span: Span, index: int, taps: int) -> Layout:
+    source, weight, crop, position = _grid(span, taps)
+    newline = np.zeros(crop.shape, bool)
+    if span.newline == "row":
+        rows, columns = span.grid
+        place = np.concatenate([position[:, :, -1:, :2], np.full((span.frames, rows, 1, 1), columns)], -1)
+        source = np.concatenate([source, np.full((span.frames, rows, 1, taps), -1)], 2)
+        weight = np.concatenate([weight, np.zeros((span.frames, rows, 1, taps))], 2)
+        crop = np.concatenate([crop, crop[:, :, -1:]], 2)
+        position = np.concatenate([position, place], 2)
+        newline = np.concatenate([newline, np.ones((span.frames, rows, 1), bool)], 2)
+    source, weight = source.reshape(-1, taps), weight.reshape(-1, taps)
+    crop, position, newline = crop.reshape(-1), position.reshape(-1, 3), newline.reshape(-1)
+    if span.newline == "end":
+        source = np.concatenate([source, np.full((1, taps), -1)])
+        weight = np.concatenate([weight, np.zeros((1, taps))])
+        crop = np.append(crop, crop[-1])
+        position = np.concatenate([position, position[-1:] + [[0, 0, 1]]])
+        newline = np.append(newline, True)
+    if span.special:
+        first = span.crop * _per_crop(span) + np.arange(span.special)
+        source = np.concatenate([np.repeat(first[:, None], taps, 1), source])
+        weight = np.concatenate([np.eye(1, taps).repeat(span.special, 0), weight])
+        crop = np.concatenate([np.full(span.special, span.crop), crop])
+        position = np.concatenate([np.full((span.special, 3), -1), position])
+        newline = np.concatenate([np.zeros(span.special, bool), newline])
+    return Layout(
+        source=source.astype(np.int32),
+        weight=weight.astype(np.float32),
+        crop=crop.astype(np.int32),
+        position=position.astype(np.float32),
+        newline=newline,
+        span=np.full(len(source), index, np.int32),
+    )
+
+
+def _grid(span: Span, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """source, weight [F,R,C,K], crop [F,R,C] and position [F,R,C,3] of the tokens that are not special or newlines."""
+    top, left, height, width = span.kept
+    y0, y1, y = bilinear(height, span.grid[0])
+    x0, x1, x = bilinear(width, span.grid[1])
+    corners = [(y0, x0), (y0, x1), (y1, x0), (y1, x1)][:taps]
+    shares = [(1 - y, 1 - x), (1 - y, x), (y, 1 - x), (y, x)][:taps]
+    source = np.stack([_feature(span, top + r[:, None], left + c[None]) for r, c in corners], -1)
+    weight = np.stack([r[:, None] * c[None] for r, c in shares], -1)
+    nearest = np.where(y < 0.5, y0, y1)[:, None] + top, np.where(x < 0.5, x0, x1)[None] + left
+    crop = _crop(span, *nearest)
+    frame = np.arange(span.frames)[:, None, None]
+    place = np.meshgrid(*map(np.arange, (span.frames, *span.grid)), indexing="ij")
+    whole = (span.frames, *span.grid)
+    source = source[None] + frame[..., None] * _per_crop(span)
+    return source, np.broadcast_to(weight, (*whole, taps)), crop[None] + frame, np.stack(place, -1)
+
+
+def _per_crop(span: Span) -> int:
+    return span.special + span.patches[0] * span.patches[1]
+
+
+def _crop(span: Span, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    return span.crop + row // span.patches[0] * span.tiles[1] + column // span.patches[1]
+
+
+def _feature(span: Span, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Flat index of the feature at a place of the mosaic."""
+    rows, columns = span.patches
+    return _crop(span, row, column) * _per_crop(span) + span.special + row % rows * columns + column % columns
