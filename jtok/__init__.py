@@ -17,6 +17,7 @@ _HOME = {
     "Tokens": "jtok.tokens",
     "UserError": "jtok.errors",
     "catalogue": "jtok.registry",
+    "load_tower": "jtok.models.towers",
     "make_plan": "jtok.registry",
     "method": "jtok.registry",
 }
@@ -31,6 +32,7 @@ __all__ = [
     "UserError",
     "__version__",
     "catalogue",
+    "load_tower",
     "make_plan",
     "method",
 ]

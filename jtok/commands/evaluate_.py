@@ -32,7 +32,8 @@ def _run(args, config) -> int:
     if args.json:
         print(json.dumps(record, indent=2))
         return 0
-    print(f"{args.method}, keep {args.keep:g}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
+    what = 'unreduced' if args.method == 'none' else f'{args.method}, keep {args.keep:g}'
+    print(f"{what}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
     print(f"tokens per block {record['tokens_per_block']}, at the end {record['tokens_end']}; {record['gmacs']:.4f} GMACs")
     for batch in (1, 8):
         time = record[f"latency_ms_b{batch}"]

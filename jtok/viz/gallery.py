@@ -47,14 +47,15 @@ def predict(task: Classify, params: Mapping[str, Any], plan: Plan, images: UInt8
 
 
 def show_stages(
-    task: Classify, params: Mapping[str, Any], plan: Plan, image: Picture, box: Float[np.ndarray, "4"] | None = None
+    task: Classify, params: Mapping[str, Any], plan: Plan, image: Picture, box: Float[np.ndarray, " 4"] | None = None
 ) -> tuple[Image.Image, str]:
     """(the picture of every stage of a plan on one image, a sentence with the prediction)."""
     prediction, _, stages = predict(task, params, plan, image[None])
     target = task.model.target()
     grid = plan.grid or target.grid
     seen = _seen(image, plan, task.model.patch)
-    rows = [(site, s.owner[0], None if s.score is None else s.score[0]) for site, s in stages.items()]
+    chosen = _few(list(plan.sites))  # jit returns the stages sorted by name
+    rows = [(site, stages[site].owner[0], None if stages[site].score is None else stages[site].score[0]) for site in chosen]
     said = f"{plan.name}: the model reads class {int(prediction[0])}"
     return draw_stages(seen, rows, grid, special=target.special, box=box, title=said), said
 
@@ -93,6 +94,13 @@ def picture_bytes(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _few(sites: list[str], most: int = 4) -> list[str]:
+    """At most `most` of the sites, evenly spread, the last among them."""
+    if len(sites) <= most:
+        return sites
+    return [sites[round((i + 1) * len(sites) / most) - 1] for i in range(most)]
 
 
 def _seen(image: Picture, plan: Plan, patch: int) -> Picture:
