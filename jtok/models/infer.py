@@ -59,6 +59,7 @@ def config_from_transformers(weights: Weights) -> ViTConfig:
         common["image"] = common["table"] * common["patch"]
     else:
         common["image"] = _square(weights, "image_size", fields["image_size"])
+        common["crop"] = common["image"] % common["patch"] > 0
     return ViTConfig(**common, **_family(kind, fields, _shapes(weights)))
 
 
@@ -77,7 +78,7 @@ def _family(kind: str, fields: Mapping[str, Any], shapes: Mapping[str, tuple[int
         hidden, gated = int(fields["hidden_size"] * fields["mlp_ratio"]), fields["use_swiglu_ffn"]
         registers = fields.get("num_register_tokens", 0)
         more = {"mlp": (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden, "layer_scale": True}
-        more |= {"mlp_kind": "swiglu" if gated else "mlp", "registers": registers}
+        more |= {"mlp_kind": "swiglu" if gated else "mlp", "registers": registers, "antialias": registers > 0}
     return {**more, "qkv_bias": fields["qkv_bias"], "classes": classifier[0]}
 
 
@@ -94,7 +95,7 @@ def config_from_timm(weights: Weights, fields: Mapping[str, Any]) -> ViTConfig:
     depth = 1 + max((layer for layer, _ in map(split_name, weights.shapes) if layer is not None), default=-1)
     own = int("cls_token" in shapes) + int("dist_token" in shapes)
     rows = shapes.get("pos_embed", (1, 0, 0))[-2]
-    class_position = bool(own) and math.isqrt(max(rows - own, 0)) ** 2 == rows - own
+    class_position = math.isqrt(max(rows - own, 0)) ** 2 == rows - own
     mlp, clip = shapes.get("mlp.fc2.weight", (0, 0))[-1], "norm_pre.weight" in shapes
     found = {
         "image": _side(weights, rows - own * class_position) * patch,
@@ -108,6 +109,7 @@ def config_from_timm(weights: Weights, fields: Mapping[str, Any]) -> ViTConfig:
         "distill_token": "dist_token" in shapes,
         "registers": shapes.get("reg_token", (1, 0, 0))[-2],
         "class_position": class_position,
+        "antialias": True,
         "head": _timm_head(shapes),
         "act": _timm_act(weights, shapes),
         "mlp_kind": "swiglu" if shapes.get("mlp.fc1.weight", (0,))[0] == 2 * mlp else "mlp",

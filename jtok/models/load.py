@@ -150,5 +150,5 @@ def _own(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _resize(position: jax.Array, old: ViTConfig, new: ViTConfig) -> jax.Array:
     """The position table at another image size; rows of special tokens stay."""
     lead = position.shape[0] - old.side**2
-    body = resize_grid(position[lead:], (old.side, old.side), (new.side, new.side))
+    body = resize_grid(position[lead:], (old.side, old.side), (new.side, new.side), new.antialias)
     return jnp.concatenate([position[:lead], body.astype(position.dtype)])

@@ -23,7 +23,7 @@ _CLIP = {"pre_norm": True, "patch_bias": False, "act": "quick_gelu", "eps": 1e-5
 _SIGLIP = {"class_token": False, "head": "map", "act": "gelu_tanh"}
 _SIGLIP2 = {**_SIGLIP, "packed": True, "table": 16}
 _DINO = {"image": 518, "patch": 14, "layer_scale": True}
-_DINO_REGISTERS = {**_DINO, "registers": 4}
+_DINO_REGISTERS = {**_DINO, "registers": 4, "antialias": True}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "scenes": {"image": 64, "patch": 8, **_size(96, 8, 3, 192), "classes": 10},
@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "clip_l14_336": {**_LARGE, **_CLIP, "patch": 14, "image": 336},
     "siglip_b16": {**_BASE, **_SIGLIP},
     "siglip_l16_384": {**_LARGE, **_SIGLIP, "image": 384},
-    "siglip_so400m_14_384": {**_SO400M, **_SIGLIP, "patch": 14, "image": 384},
+    "siglip_so400m_14_384": {**_SO400M, **_SIGLIP, "patch": 14, "image": 384, "crop": True},
     "siglip2_b16_naflex": {**_BASE, **_SIGLIP2},
     "siglip2_so400m_16_naflex": {**_SO400M, **_SIGLIP2},
     "dinov2_s14": {**_SMALL, **_DINO},
@@ -52,6 +52,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dinov2_b14_registers": {**_BASE, **_DINO_REGISTERS},
     "dinov2_l14_registers": {**_LARGE, **_DINO_REGISTERS},
 }
+
+#: Mean and standard deviation per colour channel, of pixels in [0, 1], that each family was trained with.
+_IMAGENET, _HALF = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PIXELS = {
+    "scenes": _IMAGENET,
+    "vit": _HALF,
+    "deit": _IMAGENET,
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip": _HALF,
+    "siglip2": _HALF,
+    "dinov2": _IMAGENET,
+}
+
+
+def pixel_statistics(preset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) per channel with which images for a preset are normalised, pixels being in [0, 1]."""
+    return PIXELS[preset.split("_")[0]]
 
 
 def make_config(preset: str, overrides: Mapping[str, Any] | None = None) -> ViTConfig:
@@ -75,7 +92,7 @@ def check_config(values: Mapping[str, Any]) -> ViTConfig:
     config = ViTConfig(**values)
     if config.width % config.heads:
         raise UserError(f"width {config.width} is not a multiple of {config.heads} heads: choose a width that is.")
-    if not config.packed and config.image % config.patch:
+    if not (config.packed or config.crop) and config.image % config.patch:
         near = max(1, round(config.image / config.patch)) * config.patch
         raise UserError(f"an image of {config.image} pixels a side is no multiple of patch {config.patch}: {near} is.")
     return config

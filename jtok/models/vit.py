@@ -42,6 +42,7 @@ class ViTConfig:
     class_position: bool = True  # the position table has rows for class (and distillation) tokens
     table: int = 0  # side of the position table; 0 = image // patch
     antialias: bool = False  # how the table is resized (bicubic): the released models differ
+    crop: bool = False  # pixels beyond the last whole patch are left out (SigLIP: 384 pixels, patch 14), else refused
     head: Literal["class", "distill", "mean", "mean_all", "map", "none"] = "class"  # mean_all: special tokens too
     act: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     mlp_kind: Literal["mlp", "swiglu"] = "mlp"
@@ -72,7 +73,7 @@ class ViTConfig:
 
     def target(self, image: int | None = None) -> Target:
         """What a method needs to know to make its plan for this tower."""
-        side = self.side if self.packed else _patches(image or self.image, self.patch)
+        side = self.side if self.packed else _patches(image or self.image, self)
         return Target(self.depth, (side, side), self.width, self.heads, self.special, self.classes, self.class_token)
 
 
@@ -155,10 +156,11 @@ class ViT(nnx.Module):
     def _embed(self, images: Array) -> Tokens:
         c = self.config
         b, h, w, channels = images.shape
-        grid = _patches(h, c.patch), _patches(w, c.patch)
+        grid = _patches(h, c), _patches(w, c)
         if channels != c.channels:
             raise UserError(f"images have {channels} channels, the model takes {c.channels}.")
-        x = images.reshape(b, grid[0], c.patch, grid[1], c.patch, channels).transpose(0, 1, 3, 2, 4, 5)
+        x = images[:, : grid[0] * c.patch, : grid[1] * c.patch]
+        x = x.reshape(b, grid[0], c.patch, grid[1], c.patch, channels).transpose(0, 1, 3, 2, 4, 5)
         x = self.patch(x.reshape(b, grid[0] * grid[1], -1).astype(c.compute))
         own = c.special - c.registers  # special tokens that may have rows in the position table
         table = self.position[...]
@@ -205,11 +207,11 @@ class ViT(nnx.Module):
         return pooled, (logits + distill) / 2, distill
 
 
-def _patches(side: int, patch: int) -> int:
-    if side % patch:
-        near = max(patch, round(side / patch) * patch)
-        raise UserError(f"an image side of {side} pixels is not a multiple of the patch ({patch}): {near} would be.")
-    return side // patch
+def _patches(side: int, c: ViTConfig) -> int:
+    if side % c.patch and not (c.crop and side > c.patch):
+        near = max(c.patch, round(side / c.patch) * c.patch)
+        raise UserError(f"an image side of {side} pixels is not a multiple of the patch ({c.patch}): {near} would be.")
+    return side // c.patch
 
 
 def _downsample(images: Array, grid: tuple[int, int], c: ViTConfig) -> Array:
