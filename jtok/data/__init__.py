@@ -6,6 +6,7 @@ from jtok.data.images import Encoded, Images
 from jtok.data.parquet import ParquetSource
 from jtok.data.photographs import photos
 from jtok.data.pipeline import DATASETS, batches, image_files, make_dataset
+from jtok.data.questions import digit_questions
 from jtok.data.scenes import digit_scenes
 from jtok.data.webdataset import WebDatasetSource
 
@@ -18,6 +19,7 @@ __all__ = [
     "ParquetSource",
     "WebDatasetSource",
     "batches",
+    "digit_questions",
     "digit_scenes",
     "image_files",
     "make_dataset",

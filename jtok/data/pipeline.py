@@ -18,12 +18,17 @@ from jtok.data.folder import FolderSource
 from jtok.data.images import EncodedSource, Images, readable_only
 from jtok.data.parquet import ParquetSource
 from jtok.data.photographs import photos
+from jtok.data.questions import digit_questions
 from jtok.data.scenes import digit_scenes
 from jtok.data.transforms import Evaluation, Training
 from jtok.data.webdataset import WebDatasetSource
 from jtok.errors import UserError
 
-EMBEDDED: dict[str, Callable[..., grain.MapDataset]] = {"digit_scenes": digit_scenes, "photos": photos}
+EMBEDDED: dict[str, Callable[..., grain.MapDataset]] = {
+    "digit_scenes": digit_scenes,
+    "digit_questions": digit_questions,
+    "photos": photos,
+}
 FORMATS: dict[str, Callable[..., EncodedSource]] = {
     "folder": FolderSource,
     "arrayrecord": ArrayRecordSource,
@@ -37,8 +42,9 @@ MAX_SEED = 2**32 - 1
 def make_dataset(name: str, split: str, **options: Any) -> grain.MapDataset:
     """A data set by name, as a random-access Grain data set of {"image": uint8 [H, W, 3], "label": int32, ...}.
 
-    name: digit_scenes or photos (embedded, nothing to download; see `digit_scenes` and `photos` for options), or a
-    format on disk: folder, arrayrecord, parquet, webdataset; these take the options of `image_files`, and `path`.
+    name: digit_scenes, digit_questions (which has questions and answers instead of a label) or photos, all embedded,
+    nothing to download, with the options of the functions of these names; or a format on disk: folder, arrayrecord,
+    parquet, webdataset, which take the options of `image_files`, and `path`.
     Raises UserError for an unknown name or option, and for data that is missing, empty or of another format.
     """
     if name not in DATASETS:
