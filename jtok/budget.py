@@ -64,13 +64,13 @@ def coarse_grid(grid: tuple[int, int], keep: float) -> tuple[int, int]:
     """The coarser (rows, columns) whose number of cells is nearest to keep * patches, of nearly the same aspect."""
     rows, columns = grid
     wanted = keep * rows * columns
-    near = [(r, c) for r in range(1, rows + 1) for c in range(1, columns + 1) if abs(r / rows - c / columns) < 1.5 / rows]
+    near = [
+        (r, c) for r in range(1, rows + 1) for c in range(1, columns + 1) if abs(r / rows - c / columns) < 1.5 / rows
+    ]
     return min(near, key=lambda g: (abs(g[0] * g[1] - wanted), abs(g[0] / rows - g[1] / columns)))
 
 
-def split_over_segments(
-    weight: Float[Array, "B S"], total: int, cap: int
-) -> Int[Array, "B S"]:
+def split_over_segments(weight: Float[Array, "B S"], total: int, cap: int) -> Int[Array, "B S"]:
     """Splits `total` tokens over S segments (crops, frames) in proportion to `weight`, truncated, at most `cap` each."""
     share = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-12)
     return jnp.minimum((share * total).astype(jnp.int32), cap)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -47,6 +47,7 @@ class Target:
     special: int = 1  # leading special tokens
     classes: int = 0  # output classes, for methods with auxiliary classifiers; 0 = none
     has_class: bool = True  # the first special token is a class token
+    layers: int = 0  # layers of the language model behind the tower; 0 = there is none
 
     @property
     def patches(self) -> int:
@@ -54,7 +55,9 @@ class Target:
         return self.grid[0] * self.grid[1]
 
 
-def at_blocks(blocks: Iterable[int], where: str, reducers: Iterable[Reducer], prefix: str = "tower") -> dict[str, Reducer]:
+def at_blocks(
+    blocks: Iterable[int], where: str, reducers: Iterable[Reducer], prefix: str = "tower"
+) -> dict[str, Reducer]:
     """Sites for a staged method: reducer i stands at `where` (input, after_attention, output) of the i-th block."""
     return {f"{prefix}.block.{b}.{where}": r for b, r in zip(blocks, reducers, strict=True)}
 
@@ -65,6 +68,8 @@ class Plan:
 
     sites: names such as `tower.block.3.input`, `tower.block.3.after_attention`, `tower.block.3.output`, `tower.output`.
     grid: the image is resized to this many patches before the tower (downsampling baselines); None = as it is.
+    positions: what a language model takes for positions of what is left: `keep` those in the whole prompt, with gaps, or
+    `renumber`. projector: stands in for the model's own (`jtok.models.projectors`), giving `projector_count` tokens.
     objective: extra training losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan
     that holds the current parameters; needs_teacher says whether the unreduced model, as it was before training, is to
     be run beside for distillation (else teacher_output is None).
@@ -73,6 +78,9 @@ class Plan:
     sites: Mapping[str, Reducer] = dataclasses.field(default_factory=dict)
     name: str = "none"
     grid: tuple[int, int] | None = None
+    positions: Literal["keep", "renumber"] = "keep"
+    projector: Callable[..., Any] | None = None
+    projector_count: int | None = None
     objective: Callable[..., dict[str, Any]] | None = None
     needs_teacher: bool = False
 
@@ -91,6 +99,10 @@ class Plan:
             for name in reducer.reads:
                 if name not in KNOWN:
                     raise UserError(f"{type(reducer).__name__} reads '{name}'; known signals are {', '.join(KNOWN)}.")
+
+    def part(self, prefix: str) -> Plan:
+        """What stands in one part of a model: the sites whose names begin with `prefix`."""
+        return dataclasses.replace(self, sites={s: r for s, r in self.sites.items() if s.startswith(f"{prefix}.")})
 
     def params(self) -> dict[str, Any]:
         """Trainable parameters of the learned reducers: site -> nested dict of arrays."""

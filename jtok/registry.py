@@ -109,5 +109,7 @@ def make_plan(name: str, target: Target, keep: float = 0.5, **options: Any) -> P
             raise UserError(f"{name} has no option '{option}'; {known}")
     if "class_attention" in entry.reads and not target.has_class:
         fits = [m.name for m in catalogue().values() if "class_attention" not in m.reads]
-        raise UserError(f"{name} reads class-token attention, but this tower has no class token; use {', '.join(fits)}.")
+        raise UserError(
+            f"{name} reads class-token attention, but this tower has no class token; use {', '.join(fits)}."
+        )
     return dataclasses.replace(entry.plan(target, keep=keep, **options), name=name)

@@ -1,8 +1,9 @@
-"""What a model can tell a reducer at a site. A reducer declares what it reads; the model computes that and nothing else.
+"""What a model can tell a reducer at a site. A reducer declares what it reads; the model computes nothing else.
 
 Attention signals are softmax probabilities in float32, taken from the most recent attention layer before the site
 (the same block's for `after_attention` and `output`, the previous block's for `input`). None of them needs an N x N
-matrix in memory: the attention kernel returns rows or column sums.
+matrix in memory: the attention kernel returns rows or column sums. At a site in a language model the tokens are the
+visual ones: probabilities are over the whole sequence, of which the columns of the visual tokens are given.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 #: Names that a reducer may put into `reads`, with what each holds.
 KNOWN = {
@@ -20,6 +22,26 @@ KNOWN = {
     "queries": "queries of the attention layer, unscaled [B,N,H,Dh]",
     "keys": "keys of the attention layer [B,N,H,Dh]",
     "values": "values of the attention layer [B,N,H,Dh]",
+    "last_token_attention": "attention of the prompt's last token to every token, per head [B,H,N]",
+    "next_last_token_attention": "the same, as the layer behind the site would compute it [B,H,N]",
+    "text_attention": "attention of the question's T tokens to every token, per head [B,H,T,N]",
+    "text_features": "features of the question's tokens at the site [B,T,D]",
+    "text_keys": "keys of the question's tokens [B,T,H,Dh]",
+    "text_valid": "which of the T tokens of the question are real [B,T]",
+    "normed": "features after the decoder's final norm [B,N,D]",
+    "text_normed": "features of the question's tokens after the decoder's final norm [B,T,D]",
+}
+
+#: Axis of the tokens in each signal, where it is not 1; None: the signal has no axis of (visual) tokens.
+TOKEN_AXIS: dict[str, int | None] = {
+    "class_attention": 2,
+    "last_token_attention": 2,
+    "next_last_token_attention": 2,
+    "text_attention": 3,
+    "text_features": None,
+    "text_keys": None,
+    "text_valid": None,
+    "text_normed": None,
 }
 
 
@@ -33,6 +55,14 @@ class Signals:
     queries: Float[Array, "B N H Dh"] | None = None
     keys: Float[Array, "B N H Dh"] | None = None
     values: Float[Array, "B N H Dh"] | None = None
+    last_token_attention: Float[Array, "B H N"] | None = None
+    next_last_token_attention: Float[Array, "B H N"] | None = None
+    text_attention: Float[Array, "B H T N"] | None = None
+    text_features: Float[Array, "B T D"] | None = None
+    text_keys: Float[Array, "B T H Dh"] | None = None
+    text_valid: Bool[Array, "B T"] | None = None
+    normed: Float[Array, "B N D"] | None = None
+    text_normed: Float[Array, "B T D"] | None = None
     key: Array | None = None  # one PRNG key an image [B], so that rows stay independent of their batch
     train: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -42,14 +72,9 @@ class Signals:
 
     def per_token(self) -> dict[str, Array]:
         """The declared signals with the token axis second, [B,N,...]: the form that follows takes and merges."""
-        rows = {name: getattr(self, name) for name in KNOWN if getattr(self, name) is not None}
-        if "class_attention" in rows:
-            rows["class_attention"] = rows["class_attention"].swapaxes(1, 2)
-        return rows
+        axes = {name: TOKEN_AXIS.get(name, 1) for name in KNOWN if getattr(self, name) is not None}
+        return {name: jnp.moveaxis(getattr(self, name), axis, 1) for name, axis in axes.items() if axis is not None}
 
     def with_per_token(self, rows: dict[str, Array]) -> Signals:
         """Inverse of `per_token`, for tokens that were taken, merged or cut into windows."""
-        rows = dict(rows)
-        if "class_attention" in rows:
-            rows["class_attention"] = rows["class_attention"].swapaxes(1, 2)
-        return self.replace(**rows)
+        return self.replace(**{name: jnp.moveaxis(row, 1, TOKEN_AXIS.get(name, 1)) for name, row in rows.items()})

@@ -65,8 +65,9 @@ class Tokens:
     def concat(self, other: Tokens) -> Tokens:
         """This set followed by another part of the same images; a patch owned by both stays with this one."""
         owner = jnp.where(other.owner >= 0, other.owner + self.count, -1)
-        both = self.replace(valid=self.mask(), policy=self._policy()), other.replace(
-            valid=other.mask(), policy=other._policy()
+        both = (
+            self.replace(valid=self.mask(), policy=self._policy()),
+            other.replace(valid=other.mask(), policy=other._policy()),
         )
         if self.valid is None and other.valid is None:
             both = tuple(t.replace(valid=None) for t in both)
@@ -130,7 +131,9 @@ class Tokens:
             size=self.size + mass,
             owner=jnp.where(self.owner >= 0, self.owner, joining),
             position=average(self.position, others.position, self.size, others.size),
-            carry=jax.tree.map(lambda a, b: average(a, b, self.size, others.size), dict(self.carry), dict(others.carry)),
+            carry=jax.tree.map(
+                lambda a, b: average(a, b, self.size, others.size), dict(self.carry), dict(others.carry)
+            ),
         )
 
     def merge(self, assign: Int[Array, "B N"], num: int, weight: Float[Array, "B N"] | None = None) -> Tokens:

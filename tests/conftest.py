@@ -4,9 +4,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 # Tests compile hundreds of tiny programs and run each once or twice: compile them quickly rather than well.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -1,7 +1,7 @@
 """Accuracy against cost on held-out digit scenes, with the small ViT that ships with jtok (a toy-scale experiment).
 
-    jtok sweep --config configs/vit/sweep.py --workdir runs/sweep          whole catalogue, untrained reducers left out
-    jtok sweep --config configs/vit/sweep.py:demo --workdir runs/demo      eight methods and the baselines
+jtok sweep --config configs/vit/sweep.py --workdir runs/sweep          whole catalogue, untrained reducers left out
+jtok sweep --config configs/vit/sweep.py:demo --workdir runs/demo      eight methods and the baselines
 """
 
 import ml_collections

@@ -14,7 +14,9 @@ def _flags(values: absl_flags.FlagValues) -> None:
     method_flags(values)
     absl_flags.DEFINE_integer("images", 1000, "held-out images", flag_values=values, lower_bound=1)
     absl_flags.DEFINE_string("split", "test", "split to evaluate on", flag_values=values)
-    absl_flags.DEFINE_string("reducer", "", "safetensors file of a trained reducer (from jtok train)", flag_values=values)
+    absl_flags.DEFINE_string(
+        "reducer", "", "safetensors file of a trained reducer (from jtok train)", flag_values=values
+    )
     absl_flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
 
 
@@ -32,9 +34,11 @@ def _run(args, config) -> int:
     if args.json:
         print(json.dumps(record, indent=2))
         return 0
-    what = 'unreduced' if args.method == 'none' else f'{args.method}, keep {args.keep:g}'
+    what = "unreduced" if args.method == "none" else f"{args.method}, keep {args.keep:g}"
     print(f"{what}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
-    print(f"tokens per block {record['tokens_per_block']}, at the end {record['tokens_end']}; {record['gmacs']:.4f} GMACs")
+    print(
+        f"tokens per block {record['tokens_per_block']}, at the end {record['tokens_end']}; {record['gmacs']:.4f} GMACs"
+    )
     for batch in (1, 8):
         time = record[f"latency_ms_b{batch}"]
         print(f"batch {batch}: {time['median']:.2f} ms (p10 {time['p10']:.2f}, p90 {time['p90']:.2f})")

@@ -183,9 +183,7 @@ def plan(
     if total >= target.patches:
         raise UserError(f"dropping {total} of {target.patches} patches leaves none: drop fewer in each layer.")
     chosen = {b: r for b, r in enumerate(removals) if r}
-    reducers = [
-        Cropr(target.width, r, target.classes, heads, 1, pre_norm, project, rngs=rngs) for r in chosen.values()
-    ]
+    reducers = [Cropr(target.width, r, target.classes, heads, 1, pre_norm, project, rngs=rngs) for r in chosen.values()]
     sites = at_blocks(chosen, "output", reducers)
     if fusion and chosen:
         sites |= at_blocks([target.depth - 1], "input", [LastLayerFusion(total)])

@@ -99,6 +99,8 @@ def plan(
     blocks = [i for i, removed in enumerate(removals) if removed > 0]
     if blocks and matching == "bipartite" and removals[blocks[0]] > target.patches // 2:
         most = target.patches // 2
-        raise UserError(f"r = {removals[blocks[0]]} is more than can merge in one block: at most {most} of {target.patches} patches.")
+        raise UserError(
+            f"r = {removals[blocks[0]]} is more than can merge in one block: at most {most} of {target.patches} patches."
+        )
     reducers = [ToMe(removals[i], matching, proportional) for i in blocks]
     return Plan(at_blocks(blocks, "after_attention", reducers))

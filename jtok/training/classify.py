@@ -156,6 +156,3 @@ def with_plan(task: Classify, method: str, keep: float, **options: Any) -> Class
     config = ml_collections.ConfigDict(task.config.to_dict())
     config.plan = ml_collections.ConfigDict({"method": method, "keep": keep, "options": dict(options)})
     return Classify(config)
-
-
-__all__ = ["Classify", "bind", "default_config", "example_keys", "make_model_config", "make_plan", "normalise", "with_plan"]

@@ -54,8 +54,8 @@ def show_stages(
     target = task.model.target()
     grid = plan.grid or target.grid
     seen = _seen(image, plan, task.model.patch)
-    chosen = _few(list(plan.sites))  # jit returns the stages sorted by name
-    rows = [(site, stages[site].owner[0], None if stages[site].score is None else stages[site].score[0]) for site in chosen]
+    chosen = {site: stages[site] for site in _few(list(plan.sites))}  # jit returns the stages sorted by name
+    rows = [(site, s.owner[0], None if s.score is None else s.score[0]) for site, s in chosen.items()]
     said = f"{plan.name}: the model reads class {int(prediction[0])}"
     return draw_stages(seen, rows, grid, special=target.special, box=box, title=said), said
 
@@ -82,9 +82,7 @@ def compare_methods(
                 seen = _seen(image, plan, task.model.patch) if plan.grid else None
                 right = str(prediction) == label
                 row[cell.method] = Outcome(owner, plan.grid or target.grid, str(prediction), right, seen)
-        sheet = draw_methods(
-            list(zip(batch, rows, strict=True)), special=target.special, boxes=boxes, labels=labels
-        )
+        sheet = draw_methods(list(zip(batch, rows, strict=True)), special=target.special, boxes=boxes, labels=labels)
         sheets.append((f"what is left of held-out images at keep {keep:g}", sheet))
     return sheets
 
