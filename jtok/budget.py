@@ -61,7 +61,7 @@ def linear_schedule(depth: int, r: int | tuple[int, float] | Sequence[int]) -> t
 
 
 def coarse_grid(grid: tuple[int, int], keep: float) -> tuple[int, int]:
-    """The coarser (rows, columns) whose number of cells is nearest to keep * patches, of nearly the same aspect."""
+    """The coarser (rows, columns) whose number of cells is nearest to keep * patches, of like aspect."""
     rows, columns = grid
     wanted = keep * rows * columns
     near = [

@@ -5,8 +5,8 @@
         --config.weights=path/to/deit-small-patch16-224 --method=tome --option=r=13
 
 DIR holds train/<class>/*.jpg and val/<class>/*.jpg (or set config.data.name to arrayrecord, parquet or webdataset).
-Cost: about 300 epochs x 1.28 M images x 3 x 4.6 GMACs for DeiT-S. Expected: the papers' numbers are in `jtok list --json`
-under "claims"; none of them was measured here.
+Cost: about 300 epochs x 1.28 M images x 3 x 4.6 GMACs for DeiT-S. Expected: the papers' numbers are in
+`jtok list --json` under "claims"; none of them was measured here.
 """
 
 from jtok.training.classify import default_config

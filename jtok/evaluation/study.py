@@ -23,7 +23,7 @@ class Study:
     """The sweep of `config.sweep` on one model.
 
     config.sweep: `methods` (names), `keeps` (ratios), `images` (held-out ones), `batch`, `single_keeps` (ratios at which
-    latency at batch 1 is measured too), `reducers` (method -> file of trained parameters, used at every ratio whose
+    batch 1 is timed too), `reducers` (method -> file of trained parameters, used at every ratio whose
     shapes they fit), `pictures` (how many images to draw), `scale` and `notes` (sentences for the report).
     """
 
@@ -100,7 +100,7 @@ class Study:
 
 
 def make_cells(task: Classify, s: ConfigDict) -> list[Cell]:
-    """Every method at every ratio. Raises UserError for unknown methods, bad ratios and reducer files that do not fit."""
+    """Every method at every ratio. Raises UserError for unknown methods, bad ratios, reducer files that do not fit."""
     reducers = {name: path for name, path in s.reducers.items() if path}
     for name in reducers:
         if name not in s.methods:

@@ -1,4 +1,4 @@
-"""Downsample image: fewer pixels, fewer patches, from the first block on. The baseline that published tables leave out."""
+"""Downsample image: fewer pixels, fewer patches, from the first block on. A baseline that tables often leave out."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def plan(
 
     Without it the removals are spread evenly over the blocks so that `keep` of the patches are left at the end.
     proportional: off for MAE models that were not trained with merging. Raises UserError for an r that the first
-    merging block cannot remove (at most half of the patches merge in one block; later blocks merge what they can).
+    merging block cannot remove (at most half of the patches merge in one block; later ones what they can).
     """
     if r is None:
         removals = budget.constant_removal(target.patches, keep, target.depth)

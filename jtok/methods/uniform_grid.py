@@ -1,4 +1,4 @@
-"""Uniform grid: keep patches spread evenly over the image, blind to what it shows. A baseline that pruners must beat."""
+"""Uniform grid: keep patches spread evenly over the image, blind to what it shows. A baseline for pruners to beat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jtok.tokens import Tokens
 
 @cache
 def spread_order(grid: tuple[int, int]) -> np.ndarray:
-    """[rows * columns] rank of each patch in a farthest-point walk from the centre: any prefix covers the grid evenly."""
+    """[rows * columns] rank of each patch in a farthest-point walk from the centre: a prefix covers the grid evenly."""
     where = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1).reshape(-1, 2).astype(float)
     distance = np.full(len(where), np.inf)
     rank = np.zeros(len(where), np.int32)

@@ -149,10 +149,3 @@ def example_keys(batch) -> Array:
 
 def _only_image_and_label(example: Mapping[str, Any]) -> dict[str, Any]:
     return {"image": example["image"], "label": example["label"]}
-
-
-def with_plan(task: Classify, method: str, keep: float, **options: Any) -> Classify:
-    """The same task with another plan."""
-    config = ml_collections.ConfigDict(task.config.to_dict())
-    config.plan = ml_collections.ConfigDict({"method": method, "keep": keep, "options": dict(options)})
-    return Classify(config)
