@@ -22,7 +22,7 @@ from jtok.training.weights import load_reducer
 class Study:
     """The sweep of `config.sweep` on one model.
 
-    config.sweep: `methods` (names), `keeps` (ratios), `images` (held-out ones), `batch`, `single_keeps` (ratios at which
+    config.sweep: `methods` (names), `keeps` (ratios), `images` (held out), `batch`, `single_keeps` (ratios at which
     batch 1 is timed too), `reducers` (method -> file of trained parameters, used at every ratio whose
     shapes they fit), `pictures` (how many images to draw), `scale` and `notes` (sentences for the report).
     """

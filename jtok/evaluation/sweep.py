@@ -1,7 +1,7 @@
 """Accuracy against cost of many methods at many keep ratios, on one model and the same held-out images.
 
 Every cell is compiled once at the throughput batch; the accuracy pass gives the latency samples as well. What is
-counted: MACs of the whole forward pass from its jaxpr (`jtok.evaluation.flops`), patch tokens after every block (without
+counted: MACs of the whole forward pass from its jaxpr (`jtok.evaluation.flops`), patches after every block (without
 special ones), their average over blocks, and those left at the end.
 """
 

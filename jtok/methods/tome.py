@@ -100,7 +100,7 @@ def plan(
     if blocks and matching == "bipartite" and removals[blocks[0]] > target.patches // 2:
         most = target.patches // 2
         raise UserError(
-            f"r = {removals[blocks[0]]} is more than can merge in one block: at most {most} of {target.patches} patches."
+            f"r = {removals[blocks[0]]} is more than can merge at once: at most {most} of {target.patches} patches."
         )
     reducers = [ToMe(removals[i], matching, proportional) for i in blocks]
     return Plan(at_blocks(blocks, "after_attention", reducers))
