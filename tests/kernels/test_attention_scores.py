@@ -293,7 +293,9 @@ def _compile(name, chip, dtype):
     memory = compile_for_tpu(_scored(name), *SHAPES[name].arrays(dtype), chip=chip).memory_analysis()
     print(f"{name} {chip} {jnp.dtype(dtype).name}: {memory}")
     lanes = 128 / min(SHAPES[name].d, 128)  # narrow heads are padded to whole lanes
-    assert memory.temp_size_in_bytes <= 2 * lanes * memory.argument_size_in_bytes
+    # Measured: at most q, k, v and the output once more (v5p, heads before tokens) and half of that for their padding.
+    # The pairs of llava-next would be 7.5 times its arguments.
+    assert memory.temp_size_in_bytes <= 3 * lanes * memory.argument_size_in_bytes
     return memory.temp_size_in_bytes
 
 
