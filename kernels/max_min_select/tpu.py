@@ -142,6 +142,7 @@ def _dots(x, place, dots) -> None:
         dots[:, pl.ds(first, rows)] = jnp.where(mine, product, 0.0).sum(0, keepdims=True)
 
     whole = n // CHUNK
-    lax.fori_loop(0, whole, lambda c, _: chunk(pl.multiple_of(c * CHUNK, CHUNK), CHUNK), None)
+    if whole:
+        lax.fori_loop(0, whole, lambda c, _: chunk(pl.multiple_of(c * CHUNK, CHUNK), CHUNK), None)
     if n % CHUNK:
         chunk(whole * CHUNK, n % CHUNK)
