@@ -43,6 +43,7 @@ INSTALL_REQUIRES = [
     "numpy>=2.0",
     "safetensors>=0.5",
     "tokenizers>=0.22",
+    "jinja2>=3.1.6",
     "pillow>=11.0",
     "pyarrow>=19.0",
     "scikit-learn>=1.6",
