@@ -123,18 +123,7 @@ def bilinear(size: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _span(span: Span, index: int, taps: int) -> Layout:
-    source, weight, crop, position = _grid(span, taps)
-    newline = np.zeros(crop.shape, bool)
-    if span.newline == "row":
-        rows, columns = span.grid
-        place = np.concatenate([position[:, :, -1:, :2], np.full((span.frames, rows, 1, 1), columns)], -1)
-        source = np.concatenate([source, np.full((span.frames, rows, 1, taps), -1)], 2)
-        weight = np.concatenate([weight, np.zeros((span.frames, rows, 1, taps))], 2)
-        crop = np.concatenate([crop, crop[:, :, -1:]], 2)
-        position = np.concatenate([position, place], 2)
-        newline = np.concatenate([newline, np.ones((span.frames, rows, 1), bool)], 2)
-    source, weight = source.reshape(-1, taps), weight.reshape(-1, taps)
-    crop, position, newline = crop.reshape(-1), position.reshape(-1, 3), newline.reshape(-1)
+    source, weight, crop, position, newline = _grid(span, taps)
     if span.newline == "end":
         source = np.concatenate([source, np.full((1, taps), -1)])
         weight = np.concatenate([weight, np.zeros((1, taps))])
@@ -158,22 +147,31 @@ def _span(span: Span, index: int, taps: int) -> Layout:
     )
 
 
-def _grid(span: Span, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """source, weight [F,R,C,K], crop [F,R,C] and position [F,R,C,3] of the tokens that are not special or newlines."""
+def _grid(span: Span, taps: int) -> tuple[np.ndarray, ...]:
+    """source, weight [n,K], crop [n], position [n,3] and newline [n] of the grid and of the newlines after its rows."""
     top, left, height, width = span.kept
     y0, y1, y = bilinear(height, span.grid[0])
     x0, x1, x = bilinear(width, span.grid[1])
+    closed = int(span.newline == "row")
+    if closed:  # one more column, in the crop of the last one; the grid may have no other
+        x0, x1, x = np.append(x0, max(width - 1, 0)), np.append(x1, max(width - 1, 0)), np.append(x, 0)
     corners = [(y0, x0), (y0, x1), (y1, x0), (y1, x1)][:taps]
     shares = [(1 - y, 1 - x), (1 - y, x), (y, 1 - x), (y, x)][:taps]
     source = np.stack([_feature(span, top + r[:, None], left + c[None]) for r, c in corners], -1)
     weight = np.stack([r[:, None] * c[None] for r, c in shares], -1)
-    nearest = np.where(y < 0.5, y0, y1)[:, None] + top, np.where(x < 0.5, x0, x1)[None] + left
-    crop = _crop(span, *nearest)
+    crop = _crop(span, top + np.where(y < 0.5, y0, y1)[:, None], left + np.where(x < 0.5, x0, x1)[None])
     frame = np.arange(span.frames)[:, None, None]
-    place = np.meshgrid(*map(np.arange, (span.frames, *span.grid)), indexing="ij")
-    whole = (span.frames, *span.grid)
-    source = source[None] + frame[..., None] * _per_crop(span)
-    return source, np.broadcast_to(weight, (*whole, taps)), crop[None] + frame, np.stack(place, -1)
+    source = source + frame[..., None] * _per_crop(span)
+    place = np.meshgrid(frame, np.arange(span.grid[0]), np.arange(span.grid[1] + closed), indexing="ij")
+    newline = (place[2] == span.grid[1]).ravel()
+    source, weight = source.reshape(-1, taps), np.broadcast_to(weight, source.shape).reshape(-1, taps)
+    return (
+        np.where(newline[:, None], -1, source),
+        np.where(newline[:, None], 0, weight),
+        (crop + frame).ravel(),
+        np.stack(place, -1).reshape(-1, 3),
+        newline,
+    )
 
 
 def _per_crop(span: Span) -> int:

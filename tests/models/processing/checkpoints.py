@@ -81,10 +81,9 @@ def write(directory: pathlib.Path, family: str, *, decoder: str | None = None, *
     special = [token for token in ("<pad>", bos, eos, image, video, *CONTROL) if token]
     tokenizer = byte_level(special, bos if family in ("llava", "llava_next", "mllama") else None)
     ids = {f"{kind}_token_id": tokenizer.token_to_id(t) for kind, t in (("image", image), ("video", video)) if t}
+    text = decoder or DECODERS.get(family, "llama")
     contents = {
-        "config": dict(
-            config, model_type=family, text_config={"model_type": decoder or DECODERS.get(family, "llama")}, **ids
-        ),
+        "config": dict(config, model_type=family, text_config={"model_type": text}, **ids),
         "preprocessor_config": preprocessor,
         "tokenizer_config": {"bos_token": bos, "eos_token": {"content": eos}, "pad_token": "<pad>"},
         "generation_config": {"eos_token_id": tokenizer.token_to_id(eos)},
