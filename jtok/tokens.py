@@ -189,6 +189,13 @@ class Tokens:
             carry={key: jax.tree.map(mixed, v) for key, v in self.carry.items()},
         )
 
+    def unmerge(self, y: Float[Array, "B N C"] | None = None) -> Float[Array, "B N0 C"]:
+        """Every original patch gets the row of `y` (default: features) of the token that holds it; zeros if dropped.
+
+        This is how dense predictions are read off a merged set.
+        """
+        return kernels.gather(self.x if y is None else y, self.owner)
+
     def _policy(self) -> Array:
         return jnp.ones(self.x.shape[:2], jnp.float32) if self.policy is None else self.policy
 
