@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from jtok import flags
 
-FILES = ("list", "plan", "train", "evaluate", "sweep", "show", "bench_reducers", "bench_model")
+FILES = ("list", "plan", "train", "evaluate", "sweep", "show", "bench_reducers", "bench_model", "bench_kernels")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -75,10 +75,16 @@ def bench(
     ]
 
 
-def find_shape(op: str, shape: str) -> tuple[Any, Any]:
-    """The op's `shapes` module and the named shape in it; `UserError` where either does not exist."""
+def shapes_of(op: str) -> dict[str, Any]:
+    """The named shapes of an op; `UserError` if there is no such op."""
     if op not in OPS:
         raise UserError(f"kernel {op!r} does not exist; choose from {', '.join(OPS)}.")
+    return importlib.import_module(f"jtok.kernels.{op}.shapes").SHAPES
+
+
+def find_shape(op: str, shape: str) -> tuple[Any, Any]:
+    """The op's `shapes` module and the named shape in it; `UserError` where either does not exist."""
+    shapes_of(op)
     module = importlib.import_module(f"jtok.kernels.{op}.shapes")
     if shape not in module.SHAPES:
         raise UserError(f"{op} has no shape {shape!r}; choose from {', '.join(module.SHAPES)}.")
