@@ -30,7 +30,9 @@ def case(request):
     name, keep = request.param
     plan = c.plan(name, keep)
     f, state = forward(plan)
-    return registry.find(name), plan, f, state, f(state, c.images())
+    with jax.default_matmul_precision("highest"):  # as in the tests, or they would compile it again
+        out = f(state, c.images())
+    return registry.find(name), plan, f, state, out
 
 
 def test_counts_are_as_planned(case):
