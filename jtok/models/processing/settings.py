@@ -97,7 +97,13 @@ def image_settings(directory: str | pathlib.Path) -> ImageSettings:
         directory, "preprocessor_config.json"
     )
     video = read_json(directory, "video_preprocessor_config.json") or stated
-    return from_configs(family, config, stated, video)
+    try:
+        return from_configs(family, config, stated, video)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"the image settings of '{directory}' are not what a {family} model has ({what}).") from None
 
 
 def from_configs(

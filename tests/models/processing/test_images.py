@@ -1,5 +1,6 @@
 """Pixels equal those of the reference's Pillow processors; images that are not plain RGB; sizes that are refused."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -240,6 +241,8 @@ def test_an_image_that_vanishes_in_every_pinpoint():
         ("llava", dict(config={"model_type": "resnet"}), "model type 'resnet'"),
         ("llava", dict(config=None), "no config.json"),
         ("paligemma", dict(preprocessor_config={"size": {"height": 56, "width": 42}}), "see squares"),
+        ("paligemma", dict(preprocessor_config={"size": {"longest_edge": 56}}), "KeyError: 'height'"),
+        ("mllama", dict(preprocessor_config={"resample": "bicubic"}), "not what a mllama model has"),
     ],
 )
 def test_settings_that_are_refused(family, files, says, tmp_path):
@@ -257,3 +260,12 @@ def test_where_settings_come_from(tmp_path):
     video = {"size": {"shortest_edge": 784, "longest_edge": 1568}}
     qwen = image_settings(write(tmp_path / "qwen", "qwen2_5_vl", video_preprocessor_config=video))
     assert qwen.frame_pixels == (784, 1568) and qwen.pixels == (56 * 56, 112 * 112)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_saves_is_read_as_what_it_was_made_from(family, tmp_path):
+    write(tmp_path, family, preprocessor_config=None)
+    getattr(transformers, REFERENCE[family])(**FAMILIES[family][1]).save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").is_file()
+    saved, made = image_settings(tmp_path), settings_of(family)
+    assert dataclasses.replace(saved, frame_pixels=made.frame_pixels) == made
