@@ -99,7 +99,11 @@ def test_no_class_token(tmp_path):
     tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
     config, params = load_vit(written(tmp_path, tensors), fields=HEADS)
     assert (config.class_token, config.head, config.special) == (False, "mean", 0)
-    assert run(config, params, hf_tiny.images(64)).logits.shape == (2, 10)
+    ours = run(config, params, hf_tiny.images(64))
+    assert ours.tokens.x.shape == (2, 16, 32)
+    pooled = torch.from_numpy(np.array(ours.tokens.x)).mean(1)
+    logits = pooled @ torch.from_numpy(tensors["head.weight"]).T + torch.from_numpy(tensors["head.bias"])
+    assert_close(ours.logits, logits)
 
 
 def test_heads_and_activation_by_rule(tmp_path):
