@@ -71,6 +71,6 @@ def coarse_grid(grid: tuple[int, int], keep: float) -> tuple[int, int]:
 
 
 def split_over_segments(weight: Float[Array, "B S"], total: int, cap: int) -> Int[Array, "B S"]:
-    """Splits `total` tokens over S segments (crops, frames) in proportion to `weight`, truncated, at most `cap` each."""
+    """Splits `total` tokens over S crops or frames in proportion to `weight`, truncated, at most `cap` each."""
     share = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-12)
     return jnp.minimum((share * total).astype(jnp.int32), cap)

@@ -20,7 +20,7 @@ from jtok.plan import Plan
 from jtok.training.config import default_train_config
 from jtok.training.weights import load_tower
 
-#: Pixel statistics of every released tower we load except SigLIP and original ViT (0.5, 0.5).
+#: Pixel statistics of DeiT and DINOv2; `jtok.models.presets.pixel_statistics` tells those of any preset.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
