@@ -34,7 +34,7 @@ def main() -> int:
         [
             "sweep",
             f"--config=configs/vit/sweep.py:{'all' if args.all else 'demo'}",
-            f"--config.sweep.reducers.{LEARNED}={tuned}/model.reducer.safetensors",
+            f"--config.sweep.runs.{LEARNED}={tuned}",
             f"--workdir={args.workdir}",
         ],
     ]

@@ -23,8 +23,8 @@ def get_config(arg: str = "all"):
     config.sweep.single_keeps = (0.5,) if arg == "demo" else config.sweep.keeps
     config.sweep.images = 1000 if arg == "demo" else 2000
     config.sweep.batch = 8
-    # files of trained reducers (from configs/vit/finetune.py); "" = as initialised
-    config.sweep.reducers = ml_collections.ConfigDict({name: "" for name in LEARNED if name in config.sweep.methods})
+    # directories of the runs that trained them (experiments/learned_reducers.py); "" = as initialised
+    config.sweep.runs = ml_collections.ConfigDict({name: "" for name in LEARNED if name in config.sweep.methods})
     config.sweep.pictures = 6
     config.sweep.scale = "Toy scale: a 0.6 M parameter ViT on 64 x 64 pixel scenes; rankings need not carry over."
     config.sweep.notes = (

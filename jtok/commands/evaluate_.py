@@ -28,7 +28,7 @@ def _run(args, config) -> int:
     task, params = make_task(config)
     options = parse_options(args.option)
     plan = registry.make_plan(args.method, task.model.target(), args.keep, **options)  # before any image is read
-    trained = load_reducer(args.reducer, plan) if args.reducer else None
+    trained = {"model": params["model"], "plan": load_reducer(args.reducer, plan)} if args.reducer else None
     cell = Cell(args.method, args.keep, options, trained)
     record = run_cell(task, params, cell, held_out(task, args.split, args.images))
     if args.json:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from jtok import registry
@@ -14,6 +15,8 @@ from jtok.errors import UserError
 from jtok.evaluation.pareto import table as make_table
 from jtok.evaluation.pareto import write_csv, write_json
 from jtok.evaluation.sweep import Cell, Record, held_out, sweep
+from jtok.models.load import load_params
+from jtok.plan import Plan
 from jtok.training.classify import Classify
 from jtok.training.record import git_commit, make_workdir, versions
 from jtok.training.weights import load_reducer
@@ -100,18 +103,30 @@ class Study:
 
 
 def make_cells(task: Classify, s: ConfigDict) -> list[Cell]:
-    """Every method at every ratio. Raises UserError for unknown methods, bad ratios, reducer files that do not fit."""
-    reducers = {name: path for name, path in s.reducers.items() if path}
-    for name in reducers:
+    """Every method at every ratio. Raises UserError for unknown methods, bad ratios, runs that are missing or misfit."""
+    for name in s.runs:
         if name not in s.methods:
-            raise UserError(f"sweep.reducers names '{name}', which is not among sweep.methods.")
+            raise UserError(f"sweep.runs names '{name}', which is not among sweep.methods.")
     cells = []
     for method in s.methods:
         for keep in s.keeps:
             plan = registry.make_plan(method, task.model.target(), keep)
-            trained = load_reducer(reducers[method], plan) if method in reducers else None
-            cells.append(Cell(method, keep, params=trained))
+            cells.append(Cell(method, keep, params=_trained(task, plan, s.runs.get(method, ""), keep)))
     return cells
+
+
+def _trained(task: Classify, plan: Plan, run: str, keep: float) -> dict[str, Any] | None:
+    """Tower and reducers of the run in directory `run`; None without one, or if it was made for another ratio only."""
+    if not run:
+        return None
+    directory = Path(run.format(keep=f"{keep:g}"))
+    if "{keep}" in run and not directory.is_dir():
+        return None
+    model = jax.eval_shape(lambda: task.init(jax.random.key(0)))["model"]
+    return {
+        "model": load_params(directory / "model.safetensors", task.model, model),
+        "plan": load_reducer(directory / "model.reducer.safetensors", plan),
+    }
 
 
 def read_records(workdir: str | Path) -> list[Record]:

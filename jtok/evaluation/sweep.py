@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One point of a sweep: a method at a keep ratio; `params` are those of its trained reducers, if it learns."""
+    """One point of a sweep: a method at a keep ratio; `params` {"model", "plan"} are those of a run that trained it."""
 
     method: str
     keep: float
@@ -78,7 +78,8 @@ def run_cell(
 ) -> Record:
     """Measures one cell: accuracy, cost, latency at `batch` (from the accuracy pass) and, with `single`, at batch 1."""
     plan = registry.make_plan(cell.method, task.model.target(), cell.keep, **cell.options)
-    plan = plan.with_params(cell.params) if cell.params is not None else plan
+    if cell.params is not None:
+        plan, params = plan.with_params(cell.params["plan"]), cell.params
 
     @jax.jit
     def predict(params, batch):

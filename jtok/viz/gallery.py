@@ -76,8 +76,8 @@ def compare_methods(
         rows: list[dict[str, Outcome]] = [{} for _ in examples]
         for cell in (c for c in cells if c.keep == keep):
             plan = registry.make_plan(cell.method, target, keep, **cell.options)
-            plan = plan if cell.params is None else plan.with_params(cell.params)
-            predictions, owners, _ = predict(task, params, plan, batch)
+            plan = plan if cell.params is None else plan.with_params(cell.params["plan"])
+            predictions, owners, _ = predict(task, params if cell.params is None else cell.params, plan, batch)
             for row, image, label, prediction, owner in zip(rows, batch, labels, predictions, owners, strict=True):
                 seen = _seen(image, plan, task.model.patch) if plan.grid else None
                 right = str(prediction) == label
