@@ -26,8 +26,9 @@ class Study:
     """The sweep of `config.sweep` on one model.
 
     config.sweep: `methods` (names), `keeps` (ratios), `images` (held out), `batch`, `single_keeps` (ratios at which
-    batch 1 is timed too), `reducers` (method -> file of trained parameters, used at every ratio whose
-    shapes they fit), `pictures` (how many images to draw), `scale` and `notes` (sentences for the report).
+    batch 1 is timed too), `runs` (method -> directory of the run that trained it; `{keep}` in it
+    stands for the ratio, and a ratio without a directory stays untrained), `pictures` (how many images to draw),
+    `scale` and `notes` (sentences for the report).
     """
 
     def __init__(self, task: Classify, params: Mapping[str, Any], config: ConfigDict, workdir, command: str):
@@ -103,7 +104,7 @@ class Study:
 
 
 def make_cells(task: Classify, s: ConfigDict) -> list[Cell]:
-    """Every method at every ratio. Raises UserError for unknown methods, bad ratios, runs that are missing or misfit."""
+    """Every method at every ratio. Raises UserError for unknown methods, bad ratios, missing or misfit runs."""
     for name in s.runs:
         if name not in s.methods:
             raise UserError(f"sweep.runs names '{name}', which is not among sweep.methods.")
