@@ -1,6 +1,6 @@
 """Accuracy against cost on held-out digit scenes, with the small ViT that ships with jtok (a toy-scale experiment).
 
-jtok sweep --config configs/vit/sweep.py --workdir runs/sweep          whole catalogue, untrained reducers left out
+jtok sweep --config configs/vit/sweep.py --workdir runs/sweep          the whole catalogue
 jtok sweep --config configs/vit/sweep.py:demo --workdir runs/demo      eight methods and the baselines
 """
 
