@@ -168,6 +168,12 @@ def _ask(kind: str, cast: _Cast, centres: np.ndarray, size: int, dice: Dice) -> 
 
 
 @functools.cache
+def _sides(size: int) -> tuple[int, ...]:
+    """The sides of the frames, in pixels of a canvas of `size`."""
+    return tuple(round(side * size / 96) for side in SIDES)
+
+
+@functools.cache
 def _members(split: str, cut: str, sides: tuple[int, ...], pose: int, high: bool) -> list[np.ndarray]:
     """The digits of each class, by their places among the digits of the split.
 
@@ -200,7 +206,7 @@ class DigitQuestions:
         dice = Dice(self.seed, split, cut, int(index), 1, draws=128)
         kind = KINDS[int(index) % len(KINDS)]
         cast = _CASTS[kind](dice)
-        sides = np.array([self._sides[place] for place in cast.sizes], np.float64)
+        sides = np.array([_sides(self.size)[place] for place in cast.sizes], np.float64)
         corners = _layout(kind, sides, self.size, dice.rng)
         question, answer = _ask(kind, cast, corners + sides[:, None] / 2, self.size, dice)
         ids = encode_question(question)
@@ -216,20 +222,18 @@ class DigitQuestions:
             "boxes": np.array(boxes + [[0, 0, 0, 0]] * padding, np.float32),
         }
 
-    @property
-    def _sides(self) -> tuple[int, ...]:
-        return tuple(round(side * self.size / 96) for side in SIDES)
-
     def _sprites(self, place: int, pose: int) -> np.ndarray:
         """The digits of the split at one size in one pose: float32 [n, side, side]."""
-        return digits.sprites(self.split, self.cut, self._sides)[place * len(digits.POSES) + pose]
+        return digits.sprites(self.split, self.cut, _sides(self.size))[place * len(digits.POSES) + pose]
 
     def _draw(self, cast: _Cast, corners: np.ndarray, dice: Dice) -> tuple[np.ndarray, list[list[int]]]:
         """The picture, uint8 [size, size, 3], and the box [y0, x0, y1, x1] of every digit's strokes."""
         opacities, boxes = [], []
         for digit, (y, x) in enumerate(corners.tolist()):
             pose = dice.whole(0, len(digits.POSES))
-            members = _members(self.split, self.cut, self._sides, pose, digit == cast.largest)[cast.classes[digit]]
+            members = _members(self.split, self.cut, _sides(self.size), pose, digit == cast.largest)[
+                cast.classes[digit]
+            ]
             opacity = self._sprites(cast.sizes[digit], pose)[members[dice.whole(0, len(members))]]
             strokes = opacity > 0.5
             rows, columns = strokes.any(1).nonzero()[0], strokes.any(0).nonzero()[0]

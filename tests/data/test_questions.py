@@ -3,9 +3,9 @@ import collections
 import numpy as np
 import pytest
 
-from jtok.data import canvas, digit_questions, digits, make_dataset, question_text
+from jtok.data import batches, canvas, digit_questions, digits, make_dataset, question_text
 from jtok.data.question_text import NUMBERS, decode_answer, decode_question, encode_answer, encode_question
-from jtok.data.questions import CORNERS, KINDS, DigitQuestions, _members, chance_levels
+from jtok.data.questions import CORNERS, KINDS, DigitQuestions, _members, _sides, chance_levels
 from jtok.errors import UserError
 
 
@@ -71,6 +71,12 @@ def test_shapes_and_dtypes():
     }
 
 
+def test_questions_come_in_batches():
+    batch = next(iter(batches(digit_questions("test"), batch=14, seed=0, shuffle=True)))
+    assert batch["image"].shape == (14, 96, 96, 3) and batch["question"].shape == (14, 8)
+    assert batch["answer"].shape == (14, 2) and batch["kind"].shape == (14,)
+
+
 def test_the_digits_of_the_picture_are_bright_and_18_to_28_pixels_high():
     for index in range(60):
         example = digit_questions("test")[index]
@@ -106,7 +112,7 @@ def test_every_digit_and_every_piece_of_one_belongs_to_the_split(cut, monkeypatc
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_every_class_has_digits_high_enough_to_be_the_largest(split):
-    sides = DigitQuestions(split, 96, "stratified", 0, 1)._sides
+    sides = _sides(96)
     for pose in range(len(digits.POSES)):
         everybody, high = (_members(split, "stratified", sides, pose, high) for high in (False, True))
         assert all(len(some) > 0.9 * len(group) for some, group in zip(high, everybody, strict=True))
