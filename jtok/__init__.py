@@ -16,10 +16,13 @@ _HOME = {
     "Target": "jtok.plan",
     "Tokens": "jtok.tokens",
     "UserError": "jtok.errors",
+    "VLM": "jtok.models.answer",
     "catalogue": "jtok.registry",
+    "load": "jtok.models.answer",
     "load_tower": "jtok.models.towers",
     "make_plan": "jtok.registry",
     "method": "jtok.registry",
+    "reduce": "jtok.models.answer",
 }
 
 __all__ = [
@@ -30,11 +33,14 @@ __all__ = [
     "Target",
     "Tokens",
     "UserError",
+    "VLM",
     "__version__",
     "catalogue",
+    "load",
     "load_tower",
     "make_plan",
     "method",
+    "reduce",
 ]
 
 

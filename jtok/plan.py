@@ -68,8 +68,8 @@ class Plan:
 
     sites: names such as `tower.block.3.input`, `tower.block.3.after_attention`, `tower.block.3.output`, `tower.output`.
     grid: the image is resized to this many patches before the tower (downsampling baselines); None = as it is.
-    positions: what a language model takes for positions of what is left: `keep` those in the whole prompt, with gaps, or
-    `renumber`. projector: stands in for the model's own (`jtok.models.projectors`), giving `projector_count` tokens.
+    positions: what a language model takes for positions of what is left: `keep` those in the whole prompt, with gaps,
+    or `renumber`. projector: stands in for the model's own (`jtok.models.projectors`), giving `projector_count` tokens.
     objective: extra training losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan
     that holds the current parameters; needs_teacher says whether the unreduced model, as it was before training, is to
     be run beside for distillation (else teacher_output is None).

@@ -62,7 +62,8 @@ def read(weights: Weights, parts: Mapping[str, Part], like: Mapping[str, Any]) -
         with safetensors.safe_open(file, "np") as opened:
             for fill in its:
                 tensor = opened.get_tensor(fill.name)
-                leaves[fill.path] = _place(leaves[fill.path], tensor, fill.start, fill.how, fill.box)
+                leaf = _place(leaves[fill.path], tensor, fill.start, fill.how, fill.box)
+                leaves[fill.path] = leaf.block_until_ready()  # or tensors would queue up in memory
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted])
 
 

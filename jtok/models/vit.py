@@ -51,7 +51,7 @@ class ViTConfig:
     patch_bias: bool = True
     pre_norm: bool = False  # CLIP normalises the embedded tokens
     layer_scale: bool = False
-    final_norm: Literal["tokens", "pooled"] = "tokens"  # CLIP normalises only the pooled class token
+    final_norm: Literal["tokens", "pooled", "none"] = "tokens"  # CLIP normalises only the pooled class token
     packed: bool = False  # SigLIP 2: patches come packed, with a shape and a mask per image
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -115,7 +115,8 @@ class ViT(nnx.Module):
             return Block(c, rngs)
 
         self.blocks = stacked(rngs)
-        self.norm = nnx.LayerNorm(c.width, epsilon=c.eps, dtype=c.compute, rngs=rngs)
+        norm = c.final_norm != "none"  # features of a layer further down, as vision-language models take them
+        self.norm = nnx.LayerNorm(c.width, epsilon=c.eps, dtype=c.compute, rngs=rngs) if norm else None
         self.pool = AttentionPool(c, rngs) if c.head == "map" else None
         zeros = {"kernel_init": nnx.initializers.zeros_init(), "dtype": jnp.float32, "rngs": rngs}
         self.head = nnx.Linear(c.width, c.classes, **zeros) if c.classes else None

@@ -1,0 +1,140 @@
+"""Reads a sequence: runs a decoder's layers with reducers between them, and keeps what decoding needs.
+
+Layers between two sites run under one `lax.scan`; the layer before a site runs alone if the reducer there reads its
+attention. Every run of layers between sites gets a cache of its own, as long as the sequence was there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jtok import kernels
+from jtok.models.cache import Caches, new_cache
+from jtok.models.decoder import Decoder, Layer, Stack
+from jtok.models.sequence import Positions, Sequence
+from jtok.models.stack import Run
+from jtok.plan import Reducer
+
+#: Signals that are recorded in the layer before a site.
+_IN_LAYER = {
+    "keys",
+    "queries",
+    "values",
+    "attention_received",
+    "last_token_attention",
+    "text_attention",
+    "text_keys",
+}
+
+
+def llm_sites(depth: int) -> list[str]:
+    """Sites of a language model: before its layers. `llm.layer.K.input` stands behind layer K - 1."""
+    return ["llm.input", *(f"llm.layer.{i}.input" for i in range(1, depth))]
+
+
+def prefill(decoder: Decoder, sequence: Sequence, run: Run, room: int, positions: Positions) -> tuple[Sequence, Caches]:
+    """The last layer's outputs as a sequence, and the caches with `room` free slots. Changes `run`.
+
+    `run.plan` says what stands where; reducers see the visual tokens only.
+    """
+    stack, depth = Stack(decoder), decoder.config.depth
+    sites = {0: "llm.input"} | {i: f"llm.layer.{i}.input" for i in range(1, depth)}
+    cuts = [i for i in sites if run.plan.at(sites[i]) is not None]
+    edges = [0, *(i for i in cuts if i), depth]
+    caches = []
+    for start, stop in zip(edges, edges[1:], strict=False):
+        if start in cuts:
+            sequence = _reduce(decoder, stack, sequence, run, sites[start], start, positions)
+        following = run.plan.at(sites[stop]) if stop in cuts else None
+        wants = _IN_LAYER.intersection(following.reads if following is not None else ())
+        sequence, k, v, run.signals = _layers(decoder, stack, sequence, start, stop, wants)
+        caches.append(new_cache(k, v, sequence.position, sequence.valid, room))
+    return sequence, tuple(caches)
+
+
+def _layers(decoder: Decoder, stack: Stack, sequence: Sequence, start: int, stop: int, wants: Collection[str]):
+    """(the sequence after layers [start, stop), their keys and values, signals of the last of them)."""
+    turn, causal = decoder.turn(sequence.position), not decoder.config.bidirectional
+
+    def whole(layer: Layer, x: Array):
+        q, k, v = layer.project(x, turn)
+        y = kernels.attention_scores(q, k, v, valid=sequence.valid, causal=causal).out
+        return layer.finish(x, y), (k, v)
+
+    x, alone, parts = sequence.x, bool(wants), []
+    if stop - alone > start:
+        x, parts = stack.scan(whole, x, start, stop - alone)
+        parts = [parts]
+    signals = {}
+    if alone:
+        with jax.named_scope(f"llm.layer.{stop - 1}"):
+            layer = stack.layer(stop - 1)
+            q, k, v = layer.project(x, turn)
+            y, signals = _attend(q, k, v, sequence, causal, wants)
+            x = layer.finish(x, y)
+        parts = [*parts, (k[None], v[None])]
+    k, v = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return sequence.replace(x=x), k, v, signals
+
+
+def _attend(q: Array, k: Array, v: Array, sequence: Sequence, causal: bool, wants: Collection[str]):
+    """(attention output, the signals of `wants` that attention gives): of the visual tokens' columns."""
+    rows = [sequence.last[:, None]] if "last_token_attention" in wants else []
+    rows += [sequence.question] if "text_attention" in wants else []
+    masks = {"valid": sequence.valid, "causal": causal}
+    index = jnp.concatenate(rows, 1) if rows else None
+    result = kernels.attention_scores(q, k, v, **masks, rows=index, return_probabilities=index is not None)
+    columns, few = sequence.slots, {}
+    if index is not None:
+        seen = jnp.take_along_axis(result.probabilities, columns[:, None, None], 3)
+        few["last_token_attention"] = seen[:, :, 0]
+        few["text_attention"] = seen[:, :, -sequence.text.question.shape[1] :]
+    if "attention_received" in wants:
+        weights = sequence.valid.astype(jnp.float32)
+        received = kernels.attention_scores(q, k, v, **masks, rows="all", row_weights=weights).received
+        few["attention_received"] = jnp.take_along_axis(received, columns, 1)
+    for name, array, slots in (("queries", q, columns), ("keys", k, columns), ("values", v, columns)):
+        few |= {name: kernels.gather(array, slots)} if name in wants else {}
+    if "text_keys" in wants:
+        few["text_keys"] = kernels.gather(k, sequence.question)
+    return result.out, {name: few[name] for name in wants}
+
+
+def _reduce(
+    decoder: Decoder, stack: Stack, sequence: Sequence, run: Run, site: str, layer: int, positions: Positions
+) -> Sequence:
+    """Lets the reducer at a site see the visual tokens, and puts the sequence together again."""
+    before = sequence.visual_tokens()
+    run.tokens = before
+    run.signals = {**run.signals, **_at_site(decoder, stack, sequence, run.plan.at(site), layer)}
+    run.reduce(site)
+    run.signals = {}
+    return sequence if run.tokens is before else sequence.with_visual(run.tokens, positions)
+
+
+def _at_site(decoder: Decoder, stack: Stack, sequence: Sequence, reducer: Reducer, layer: int) -> dict[str, Array]:
+    """The signals that need no attention of the layer before."""
+    wants, few = set(reducer.reads), {}
+    if "text_valid" in wants:
+        few["text_valid"] = sequence.text.question_valid
+    if "text_features" in wants:
+        few["text_features"] = kernels.gather(sequence.x, sequence.question)
+    if wants & {"normed", "text_normed"}:
+        normed = decoder.norm(sequence.x)
+        few["normed"] = kernels.gather(normed, sequence.slots)
+        few["text_normed"] = kernels.gather(normed, sequence.question)
+    if "next_last_token_attention" in wants:
+        few["next_last_token_attention"] = _ahead(decoder, stack.layer(layer), sequence)
+    return {name: value for name, value in few.items() if name in wants}
+
+
+def _ahead(decoder: Decoder, layer: Layer, sequence: Sequence) -> Array:
+    """Attention of the last token to the visual ones with the weights of the layer to come, [B,H,N]."""
+    q, k, _ = layer.project(sequence.x, decoder.turn(sequence.position))
+    last = kernels.gather(q, sequence.last[:, None])  # sees every valid token
+    p = kernels.attention_scores(last, k, k, valid=sequence.valid, rows=(0,), return_probabilities=True).probabilities
+    return jnp.take_along_axis(p[:, :, 0], sequence.slots[:, None], 2)

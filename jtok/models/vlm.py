@@ -1,0 +1,131 @@
+"""Vision-language models: a tower, a projector and a decoder, with reducers at any site between pixels and answer.
+
+LLaVA-1.5 (arXiv:2310.03744) is the setting built and tested; crops, newline tokens and prompts that see themselves are
+carried by the same description of the sequence. Used functionally, like the towers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jtok.errors import UserError
+from jtok.models.arrange import Inputs
+from jtok.models.cache import Caches
+from jtok.models.decoder import Decoder, DecoderConfig
+from jtok.models.prefill import llm_sites, prefill
+from jtok.models.projectors import Perceptron, ProjectorConfig
+from jtok.models.sequence import Sequence, Text, assemble, fold
+from jtok.models.stack import Run
+from jtok.models.stack import sites as tower_sites
+from jtok.models.vit import ViT, ViTConfig
+from jtok.plan import Plan, Target
+from jtok.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class VLMConfig:
+    """A vision-language model. The tower is as deep as the layer whose features are taken."""
+
+    family: str
+    tower: ViTConfig
+    projector: ProjectorConfig
+    language: DecoderConfig
+    image_token: int  # id that stands for a visual token
+    drop_class: bool = True  # the class token is no visual token
+    newline: bool = False  # a learned vector ends each row of a mosaic of crops
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of features of a crop."""
+        return self.tower.side, self.tower.side
+
+    def target(self) -> Target:
+        """What a method needs to know to make its plan for this model."""
+        return dataclasses.replace(self.tower.target(), layers=self.language.depth)
+
+    def sites(self) -> list[str]:
+        """Names of all sites, in the order in which they are reached."""
+        return [*tower_sites(self.tower.depth), "projector", *llm_sites(self.language.depth)]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What reading a prompt leaves behind."""
+
+    logits: Float[Array, "B V"]  # of the answer's first token, float32
+    caches: Caches
+    sequence: Sequence  # outputs of the last layer, before the final norm
+    memory: dict[str, Any]
+    stages: dict[str, Any]
+
+
+class VLMNetwork(nnx.Module):
+    """The arrays of a vision-language model, and the way through it."""
+
+    def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        self.tower = ViT(c.tower, rngs)
+        self.projector = Perceptron(c.projector, c.language.compute, rngs)
+        self.language = Decoder(c.language, rngs)
+        self.newline = nnx.Param(jnp.zeros(c.language.width)) if c.newline else None
+
+    def __call__(self, inputs: Inputs, plan: Plan, room: int, key: Array | None = None) -> Reading:
+        """Reads the prompts. `room`: free slots that the caches get for answers and further questions.
+
+        key: one PRNG key a row [B] (default: the same fixed key for every row). Raises UserError for a plan that does
+        not fit, and for prompts longer than a sliding window.
+        """
+        plan.check(self.config.sites())
+        b = inputs.ids.shape[0]
+        keys = jnp.broadcast_to(jax.random.key(0), (b,)) if key is None else key
+        tokens, run = self._look(inputs, plan, keys)
+        text = self._text(inputs)
+        place = inputs.places.of(tokens)
+        there = tokens.mask() & jnp.take_along_axis(jnp.asarray(inputs.places.inside), place, 1)
+        tokens = _pack(tokens.replace(valid=there), inputs.visible)
+        sequence = assemble(tokens, text, inputs.places, plan.positions)
+        self._check_window(sequence, room)
+        sequence, caches = prefill(self.language, sequence, run, room, plan.positions)
+        last = jnp.take_along_axis(sequence.x, sequence.last[:, None, None], 1)
+        return Reading(self.language.logits(last)[:, 0], caches, sequence, run.memory, run.stages)
+
+    def _look(self, inputs: Inputs, plan: Plan, keys: Array) -> tuple[Tokens, Run]:
+        """(projected visual tokens of each row, the run so far)."""
+        b, crops = inputs.pixels.shape[:2]
+        each = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(crops)))(keys).reshape(-1)
+        projector = plan.projector or self.projector
+        taps = tuple(getattr(projector, "layers_read", ()))
+        images = jnp.reshape(inputs.pixels, (b * crops, *inputs.pixels.shape[2:]))
+        seen = self.tower(images, plan.part("tower"), key=each, hidden=bool(taps))
+        # a reducer that wants the class token to go on has made it an ordinary token
+        tokens = seen.tokens.split()[1] if self.config.drop_class else seen.tokens.replace(special=0)
+        tokens = projector(tokens, [seen.hidden[i] for i in taps], plan.projector_count)
+        run = Run(plan, fold(tokens, crops), keys, memory=dict(seen.memory), stages=dict(seen.stages))
+        run.reduce("projector")
+        return run.tokens, run
+
+    def _text(self, inputs: Inputs) -> Text:
+        x = self.language.embed(inputs.ids)
+        if self.newline is not None:
+            x = jnp.where(inputs.newline[..., None], self.newline[...].astype(x.dtype), x)
+        return Text(x, inputs.position, inputs.valid, inputs.question, inputs.question_valid)
+
+    def _check_window(self, sequence: Sequence, room: int) -> None:
+        window, length = self.config.language.window, sequence.x.shape[1] + room
+        if window and length > window:
+            raise UserError(f"prompt and answer take {length} tokens, the decoder looks back {window}: shorten them.")
+
+
+def _pack(tokens: Tokens, visible: int) -> Tokens:
+    """Drops slots that no row needs: features outside of the prompt (the padding of mosaics)."""
+    if tokens.count <= visible:
+        return tokens
+    index = jnp.argsort(~tokens.mask(), 1, stable=True)[:, :visible].astype(jnp.int32)
+    return tokens.take(index, jnp.take_along_axis(tokens.mask(), index, 1))
