@@ -14,7 +14,7 @@ def get_config(arg: str = ""):
     config.model.preset = "scenes"
     config.data.name = "digit_scenes"
     config.train.update(
-        {"batch": 64, "steps": 5000, "lr": 1.5e-3, "warmup": 300, "weight_decay": 0.02, "clip": 1.0, "ema": 0.999}
+        {"batch": 64, "steps": 7000, "lr": 1.5e-3, "warmup": 300, "weight_decay": 0.02, "clip": 1.0, "ema": 0.999}
     )
     config.train.update({"eval_every": 1000, "checkpoint_every": 250, "log_every": 50})
     if arg == "quick":
