@@ -24,10 +24,15 @@ BUDGET = {"v4": 10 * 2**20, "v5e": 96 * 2**20, "v5p": 48 * 2**20, "v6e": 96 * 2*
 
 
 def takes(x: Float[Array, "b n d"], metric: str) -> bool:
-    """Whether the kernel can run: a metric made of dot products, and features that fit VMEM, with the next image's."""
+    """Whether the kernel can run: a metric made of dot products, and an image's features fit VMEM."""
+    return metric != "l1" and buffers(x) > 0 and nearest_tpu.takes(x, x, 2)
+
+
+def buffers(x: Float[Array, "b n d"]) -> int:
+    """Images whose features VMEM holds: 2 (the next arrives while one is worked on), 1, or 0 where it is too large."""
     _, n, d = x.shape
     size = pl.align_to(n, GROUP) * pl.align_to(d, 128) * (2 if x.dtype == jnp.bfloat16 else 4)
-    return metric != "l1" and 2 * size <= block_sizes(BUDGET, "v5e") and nearest_tpu.takes(x, x, 2)
+    return min(2, block_sizes(BUDGET, "v5e") // size)
 
 
 def select(
@@ -85,7 +90,7 @@ def loop(
         lambda *refs: _kernel(*refs, k=k, metric=metric),
         grid=(b,),
         in_specs=[
-            pl.BlockSpec((1, n, d), lambda i: (i, 0, 0)),
+            pl.BlockSpec((1, n, d), lambda i: (i, 0, 0), pipeline_mode=pl.Buffered(buffers(x))),
             pl.BlockSpec((1, len(State._fields) + 1, n), lambda i: (i, 0, 0)),
         ],
         out_specs=pl.BlockSpec((1, 1, k), lambda i: (i, 0, 0), memory_space=pltpu.SMEM),
