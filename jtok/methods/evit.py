@@ -12,38 +12,37 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+from jaxtyping import Array, Float
+
 from jtok import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.pruner import Pruner
 from jtok.registry import Claim, method
 from jtok.signals import Signals
 from jtok.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class EViT(Reducer):
-    """Keeps the `keep` most attended patches (best first) and, with `fuse`, appends one token made of the others."""
+class EViT(Pruner):
+    """Keeps the most attended patches (best first) and, with `fuse`, appends one token made of the others."""
 
-    keep: int
     fuse: bool = True
+    order = "score"
     reads = ("class_attention",)
 
     def count(self, patches: int) -> int:
         return patches if self.keep >= patches else self.keep + int(self.fuse)
 
-    def score(self, tokens: Tokens, s: Signals, memory: Memory):
-        """[B,N], higher stays."""
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
         return s.class_attention.mean(1)
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
+        kept, memory = super().__call__(tokens, s, memory)
         special, patches = tokens.split()
-        if self.keep >= patches.count:
-            return tokens, memory
-        score = self.score(tokens, s, memory)[:, tokens.special :]
-        index = select.top_k(score, self.keep, valid=patches.valid, order="score")
-        kept = special.concat(patches.take(index))
-        if not self.fuse:
+        if not self.fuse or self.keep >= patches.count:
             return kept, memory
-        others = select.rest(index, patches.count)
+        score = self.score(tokens, s, memory)[:, tokens.special :]
+        others = select.rest(self.best(patches, score), patches.count)
         weights = select.gather_scores(score, others)
         return kept.concat(patches.take(others).mix(weights[:, None])), memory
 

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from jtok import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok import budget
+from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.pruner import Pruner
 from jtok.registry import method
 from jtok.signals import Signals
 from jtok.tokens import Tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class Random(Reducer):
-    """Keeps `keep` patches drawn without replacement from the image's own key, in spatial order."""
+class Random(Pruner):
+    """Keeps patches drawn without replacement from the image's own key."""
 
-    keep: int
-
-    def count(self, patches: int) -> int:
-        return min(self.keep, patches)
-
-    def score(self, tokens: Tokens, s: Signals, memory: Memory):
-        """[B,N] uniform draws."""
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
         salt = tokens.count  # stages differ in length, so each draws anew
         return jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, salt), (tokens.count,), jnp.float32))(s.key)
-
-    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
-        special, patches = tokens.split()
-        score = self.score(tokens, s, memory)[:, tokens.special :]
-        index = select.top_k(score, self.count(patches.count), valid=patches.valid)
-        return special.concat(patches.take(index)), memory
 
 
 @method(

@@ -7,37 +7,26 @@ and orders the survivors by score.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
-from jtok import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jaxtyping import Array, Float
+
+from jtok import budget
+from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.pruner import Pruner
 from jtok.registry import Claim, method
 from jtok.signals import Signals
 from jtok.tokens import Tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class TopK(Reducer):
-    """Keeps the `keep` patches of highest class attention, averaged over heads."""
+class TopK(Pruner):
+    """Keeps the patches of highest class attention, averaged over heads, best first."""
 
-    keep: int
+    order = "score"
     reads = ("class_attention",)
 
-    def count(self, patches: int) -> int:
-        return min(self.keep, patches)
-
-    def score(self, tokens: Tokens, s: Signals, memory: Memory):
-        """[B,N], higher stays."""
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
         return s.class_attention.mean(1)
-
-    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
-        special, patches = tokens.split()
-        if self.keep >= patches.count:
-            return tokens, memory
-        score = self.score(tokens, s, memory)[:, tokens.special :]
-        index = select.top_k(score, self.keep, valid=patches.valid, order="score")
-        return special.concat(patches.take(index)), memory
 
 
 @method(

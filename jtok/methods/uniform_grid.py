@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from jtok import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok import budget
+from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.pruner import Pruner
 from jtok.registry import method
 from jtok.signals import Signals
 from jtok.tokens import Tokens
@@ -30,26 +31,14 @@ def spread_order(grid: tuple[int, int]) -> np.ndarray:
     return rank
 
 
-@dataclasses.dataclass(frozen=True)
-class UniformGrid(Reducer):
-    """Keeps `keep` patches evenly spread; later stages keep a subset, still evenly spread."""
+class UniformGrid(Pruner):
+    """Keeps patches evenly spread; later stages keep a subset, still evenly spread."""
 
-    keep: int
-
-    def count(self, patches: int) -> int:
-        return min(self.keep, patches)
-
-    def score(self, tokens: Tokens, s: Signals, memory: Memory):
-        """[B,N]: the earlier in the walk over the grid, the higher."""
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
+        """The earlier in the walk over the grid, the higher."""
         rows, columns = tokens.grid
         cell = jnp.clip(jnp.round(tokens.position).astype(jnp.int32), 0, jnp.array([rows - 1, columns - 1]))
         return -jnp.asarray(spread_order(tokens.grid))[cell[..., 0] * columns + cell[..., 1]].astype(jnp.float32)
-
-    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
-        special, patches = tokens.split()
-        score = self.score(tokens, s, memory)[:, tokens.special :]
-        index = select.top_k(score, self.count(patches.count), valid=patches.valid)
-        return special.concat(patches.take(index)), memory
 
 
 @method(
