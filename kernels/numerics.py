@@ -39,5 +39,8 @@ def inverse_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
 
 
 def is_concrete(x: object) -> bool:
-    """Whether the values of `x` can be looked at (it is not being traced)."""
+    """Whether the values of `x` can be looked at (it is not being traced).
+
+    Look through `np.asarray`: inside a trace, `jnp` would make a tracer even of a known array.
+    """
     return not isinstance(x, jax.core.Tracer)

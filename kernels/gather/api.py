@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from jtok.errors import UserError
@@ -95,5 +96,5 @@ def _check(x: Array, index: Array, axis: int) -> None:
             f"gather: index has shape {index.shape}; for x {x.shape} and axis={axis} pass {list(x.shape[:axis])} + [K]"
             f" or [{x.shape[0]}, K]."
         )
-    if is_concrete(index) and index.size and int(index.max()) >= x.shape[axis]:
+    if is_concrete(index) and index.size and int(np.asarray(index).max()) >= x.shape[axis]:
         raise UserError(f"gather: index holds {int(index.max())}, but axis {axis} of x has only {x.shape[axis]} rows.")

@@ -103,5 +103,5 @@ def _check(x, k, metric, weight, bonus, start, chosen, valid) -> None:
         given = np.asarray(start)
         if given.shape not in ((), (b,)) or given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= n:
             raise UserError(f"{name}: start={start!r} does not name tokens; pass indices in [0, {n}), one or [{b}].")
-    if valid is not None and is_concrete(valid) and not valid.any(-1).all():
+    if valid is not None and is_concrete(valid) and not np.asarray(valid).any(-1).all():
         raise UserError(f"{name}: valid leaves some image without a token; every row needs at least one True.")

@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
@@ -98,5 +99,5 @@ def _check(x, assign, num, weight, mode) -> None:
         raise UserError(f"merge: weight is {weight.dtype} {weight.shape}; pass floats of shape {x.shape[:2]}.")
     if mode not in ("sum", "mean"):
         raise UserError(f"merge: mode={mode!r} is not known; pass 'sum' or 'mean'.")
-    if is_concrete(assign) and assign.size and not (-1 <= int(assign.min()) and int(assign.max()) < num):
+    if is_concrete(assign) and assign.size and not (-1 <= np.asarray(assign).min() and np.asarray(assign).max() < num):
         raise UserError(f"merge: assign holds {int(assign.min())} to {int(assign.max())}; pass -1 (drop) to {num - 1}.")

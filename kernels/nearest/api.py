@@ -4,6 +4,7 @@ from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -96,5 +97,5 @@ def _check(a, b, metric, mask, k) -> None:
     if mask.dtype != jnp.bool_ or mask.shape not in shapes:
         wanted = " or ".join(map(str, dict.fromkeys(shapes)))
         raise UserError(f"nearest: mask is {mask.dtype} {mask.shape}; pass bool of shape {wanted}.")
-    if is_concrete(mask) and not mask.any():
+    if is_concrete(mask) and not np.asarray(mask).any():
         raise UserError("nearest: mask allows no candidate at all; set at least one entry to True.")
