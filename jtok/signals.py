@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 #: Names that a reducer may put into `reads`, with what each holds.
 KNOWN = {
@@ -28,6 +28,8 @@ KNOWN = {
     "text_features": "features of the question's tokens at the site [B,T,D]",
     "text_keys": "keys of the question's tokens [B,T,H,Dh]",
     "text_valid": "which of the T tokens of the question are real [B,T]",
+    "rotary_position": "position of every token for RoPE, one number or (time, row, column) [B,N,P]",
+    "text_position": "the same of the question's tokens [B,T,P]",
     "normed": "features after the decoder's final norm [B,N,D]",
     "text_normed": "features of the question's tokens after the decoder's final norm [B,T,D]",
 }
@@ -41,6 +43,7 @@ TOKEN_AXIS: dict[str, int | None] = {
     "text_features": None,
     "text_keys": None,
     "text_valid": None,
+    "text_position": None,
     "text_normed": None,
 }
 
@@ -61,6 +64,8 @@ class Signals:
     text_features: Float[Array, "B T D"] | None = None
     text_keys: Float[Array, "B T H Dh"] | None = None
     text_valid: Bool[Array, "B T"] | None = None
+    rotary_position: Int[Array, "B N P"] | None = None
+    text_position: Int[Array, "B T P"] | None = None
     normed: Float[Array, "B N D"] | None = None
     text_normed: Float[Array, "B T D"] | None = None
     key: Array | None = None  # one PRNG key an image [B], so that rows stay independent of their batch

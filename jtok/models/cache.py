@@ -89,12 +89,16 @@ def _through(decoder: Decoder, stack: Stack, start: int, cache: Cache, x: Array,
     everywhere = lax.dynamic_update_slice(cache.valid, valid, (0, at))
 
     def body(layer: Layer, carry, i):
-        x, k, v = carry
+        x, old_k, old_v = carry
         q, new_k, new_v = layer.project(x, turn)
-        mine, theirs = lax.dynamic_index_in_dim(k, i, 0, False), lax.dynamic_index_in_dim(v, i, 0, False)
-        y = _attend(q, new_k, new_v, mine, theirs, cache.valid, valid, everywhere, at)
-        k = lax.dynamic_update_slice(k, new_k[None].astype(k.dtype), (i, 0, at, 0, 0))
-        v = lax.dynamic_update_slice(v, new_v[None].astype(v.dtype), (i, 0, at, 0, 0))
+        k = lax.dynamic_update_slice(old_k, new_k[None], (i, 0, at, 0, 0))
+        v = lax.dynamic_update_slice(old_v, new_v[None], (i, 0, at, 0, 0))
+        if q.shape[1] == 1:  # every written slot is in the past, so the mask of validity is all there is
+            y = kernels.attention_scores(q, k[i], v[i], valid=everywhere).out
+        else:  # a token sees what was written before, and those of its block that come before it
+            both = [jnp.concatenate([a[i], b], 1) for a, b in ((old_k, new_k), (old_v, new_v))]
+            mask = jnp.concatenate([cache.valid, valid], 1)
+            y = kernels.attention_scores(q, *both, valid=mask, causal=True).out
         return (layer.finish(x, y), k, v), None
 
     (x, k, v), _ = stack.scan(body, (x, cache.k, cache.v), start, start + cache.layers, jnp.arange(cache.layers))
@@ -102,10 +106,3 @@ def _through(decoder: Decoder, stack: Stack, start: int, cache: Cache, x: Array,
     position = lax.dynamic_update_slice(cache.position, position, (0, at, 0))
     return x, Cache(k, v, position, everywhere, cache.next + added, at + x.shape[1])
 
-
-def _attend(q, new_k, new_v, k, v, old, new, everywhere, at) -> Array:
-    if q.shape[1] == 1:  # every written slot is in the past, so the mask of validity is all there is
-        k, v = (lax.dynamic_update_slice(a, b.astype(a.dtype), (0, at, 0, 0)) for a, b in ((k, new_k), (v, new_v)))
-        return kernels.attention_scores(q, k, v, valid=everywhere).out
-    k, v, valid = jnp.concatenate([k, new_k], 1), jnp.concatenate([v, new_v], 1), jnp.concatenate([old, new], 1)
-    return kernels.attention_scores(q, k, v, valid=valid, causal=True).out

@@ -26,6 +26,11 @@ from jtok.models.vlm_names import LANGUAGE_NAMES, NEWLINE_NAMES, PROJECTOR_NAMES
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llava": {"vision_feature_layer": -2, "vision_feature_select_strategy": "default", "image_token_index": 32000},
     "llava_next": {"vision_feature_layer": -2, "vision_feature_select_strategy": "default", "image_token_index": 32000},
+    "llava_onevision": {
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "image_token_index": 151646,
+    },
     "paligemma": {"vision_feature_layer": -1, "vision_feature_select_strategy": "full", "image_token_index": 256000},
 }
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -81,7 +86,8 @@ def vlm_config(path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLMConfi
     tower = _tower(path, fields, family, dtype)
     if tower.class_token and not drop_class:
         raise UserError(f"'{path}' feeds the tower's class token to the decoder: jtok takes the strategy 'default'.")
-    text = {"model_type": "gemma" if family == "paligemma" else "llama", **(fields.get("text_config") or {})}
+    kind = {"paligemma": "gemma", "llava_onevision": "qwen2"}.get(family, "llama")
+    text = {"model_type": kind, **(fields.get("text_config") or {})}
     tied = text.get("tie_word_embeddings")
     if tied is None and "tie_word_embeddings" in stated:
         text["tie_word_embeddings"] = stated["tie_word_embeddings"]
@@ -93,12 +99,12 @@ def vlm_config(path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLMConfi
         language=language,
         image_token=fields.get("image_token_id", fields["image_token_index"]),
         drop_class=tower.class_token,
-        newline=family == "llava_next",
+        newline=family in ("llava_next", "llava_onevision"),
     )
 
 
 def load_vlm(path: str | os.PathLike, *, dtype: Dtype = "float32") -> tuple[VLMConfig, dict[str, Any]]:
-    """A vision-language model's config and parameters from a Hugging Face directory of LLaVA-1.5.
+    """A vision-language model's config and parameters from a Hugging Face directory of one of `_FAMILIES`.
 
     dtype: of the decoder's parameters and of all activations; tower and projector keep float32 parameters. Raises
     UserError as `load_decoder` does; the config is checked before any weight is read.

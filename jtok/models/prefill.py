@@ -97,10 +97,9 @@ def _attend(q: Array, k: Array, v: Array, sequence: Sequence, causal: bool, want
         weights = sequence.valid.astype(jnp.float32)
         received = kernels.attention_scores(q, k, v, **masks, rows="all", row_weights=weights).received
         few["attention_received"] = jnp.take_along_axis(received, columns, 1)
-    for name, array, slots in (("queries", q, columns), ("keys", k, columns), ("values", v, columns)):
-        few |= {name: kernels.gather(array, slots)} if name in wants else {}
-    if "text_keys" in wants:
-        few["text_keys"] = kernels.gather(k, sequence.question)
+    arrays = {"queries": (q, columns), "keys": (k, columns), "values": (v, columns)}
+    arrays["text_keys"] = (k, sequence.question)
+    few |= {name: kernels.gather(*arrays[name]) for name in arrays if name in wants}
     return result.out, {name: few[name] for name in wants}
 
 
@@ -121,12 +120,12 @@ def _at_site(decoder: Decoder, stack: Stack, sequence: Sequence, reducer: Reduce
     wants, few = set(reducer.reads), {}
     if "text_valid" in wants:
         few["text_valid"] = sequence.text.question_valid
-    if "text_features" in wants:
-        few["text_features"] = kernels.gather(sequence.x, sequence.question)
+    arrays = dict.fromkeys(("rotary_position", "text_position"), sequence.position) | {"text_features": sequence.x}
     if wants & {"normed", "text_normed"}:
-        normed = decoder.norm(sequence.x)
-        few["normed"] = kernels.gather(normed, sequence.slots)
-        few["text_normed"] = kernels.gather(normed, sequence.question)
+        arrays |= dict.fromkeys(("normed", "text_normed"), decoder.norm(sequence.x))
+    for name in wants & arrays.keys():
+        slots = sequence.question if name.startswith("text_") else sequence.slots
+        few[name] = kernels.gather(arrays[name], slots)
     if "next_last_token_attention" in wants:
         few["next_last_token_attention"] = _ahead(decoder, stack.layer(layer), sequence)
     return {name: value for name, value in few.items() if name in wants}

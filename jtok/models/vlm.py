@@ -107,6 +107,7 @@ class VLMNetwork(nnx.Module):
         # a reducer that wants the class token to go on has made it an ordinary token
         tokens = seen.tokens.split()[1] if self.config.drop_class else seen.tokens.replace(special=0)
         tokens = projector(tokens, [seen.hidden[i] for i in taps], plan.projector_count)
+        tokens = _on_grid(tokens, plan.grid, self.config.grid)
         run = Run(plan, fold(tokens, crops), keys, memory=dict(seen.memory), stages=dict(seen.stages))
         run.reduce("projector")
         return run.tokens, run
@@ -121,6 +122,14 @@ class VLMNetwork(nnx.Module):
         window, length = self.config.language.window, sequence.x.shape[1] + room
         if window and length > window:
             raise UserError(f"prompt and answer take {length} tokens, the decoder looks back {window}: shorten them.")
+
+
+def _on_grid(tokens: Tokens, small: tuple[int, int] | None, grid: tuple[int, int]) -> Tokens:
+    """Positions of a smaller image's patches on the grid of the prompt, which was written for the whole image."""
+    if small is None:
+        return tokens
+    ratio = jnp.asarray([g / s for g, s in zip(grid, small, strict=True)])
+    return tokens.replace(position=jnp.where(tokens.position < 0, -1.0, (tokens.position + 0.5) * ratio - 0.5))
 
 
 def _pack(tokens: Tokens, visible: int) -> Tokens:

@@ -10,6 +10,9 @@ from jtok.models.processing import Prompt, Span, VisualInput, pad_batch
 TEXT = {"vocab_size": 128, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
 
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+          "image_size": 56, "patch_size": 14}  # fmt: skip
+
 DECODERS = {
     "llama": lambda: transformers.LlamaForCausalLM(
         transformers.LlamaConfig(**TEXT, attention_bias=True, mlp_bias=True)
@@ -63,11 +66,8 @@ GRID = (4, 4)
 def llava(seed: int = 0):
     """A randomised LLaVA whose tower gives 16 tokens an image."""
     torch.manual_seed(seed)
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=56, patch_size=14
-    )
     config = transformers.LlavaConfig(
-        vision_config=vision,
+        vision_config=transformers.CLIPVisionConfig(**VISION),
         text_config=transformers.LlamaConfig(**TEXT),
         image_token_id=IMAGE,
         image_seq_length=16,

@@ -19,8 +19,7 @@ from tests.models.test_vlm import Keep
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
 PINPOINTS = ((56, 112), (112, 56), (112, 112))
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-          "image_size": 56, "patch_size": 14}  # fmt: skip
+VISION = {**language.VISION, "num_hidden_layers": 3}
 
 
 def next_prompt(size, before, after, seed):
@@ -37,18 +36,36 @@ def next_prompt(size, before, after, seed):
     return Prompt(ids, (image,), (before,), np.arange(len(ids), dtype=np.int32))
 
 
-def test_crops_with_newlines(tmp_path):
-    torch.manual_seed(0)
+TEXT = {**language.TEXT, "num_hidden_layers": 2}
+MOSAIC = {"image_token_id": language.IMAGE, "image_grid_pinpoints": [list(p) for p in PINPOINTS]}
+
+
+def llava_next():
     config = transformers.LlavaNextConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION),
-        text_config=transformers.LlamaConfig(**language.TEXT | {"num_hidden_layers": 2}),
-        image_token_id=language.IMAGE,
-        image_seq_length=16,
-        image_grid_pinpoints=[list(p) for p in PINPOINTS],
+        text_config=transformers.LlamaConfig(**TEXT),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
+        **MOSAIC,
     )
-    reference = language.randomise(transformers.LlavaNextForConditionalGeneration(config))
+    return transformers.LlavaNextForConditionalGeneration(config)
+
+
+def llava_onevision():
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
+        text_config=transformers.Qwen2Config(**TEXT),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        **MOSAIC,
+    )
+    return transformers.LlavaOnevisionForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("make", [llava_next, llava_onevision])
+def test_crops_with_newlines(make, tmp_path):
+    torch.manual_seed(0)
+    reference = language.randomise(make())
     reference.save_pretrained(tmp_path)
     model = VLM(*load_vlm(tmp_path))
     prompts = [next_prompt((100, 90), 3, 5, 0), next_prompt((50, 110), 6, 4, 1)]  # four crops and two, both unpadded

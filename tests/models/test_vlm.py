@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from jtok.errors import UserError
 from jtok.models.answer import reduce
+from jtok.models.processing import Prompt
 from jtok.plan import Plan, Reducer
 from tests.models import language
 
@@ -76,6 +77,19 @@ def test_logits_of_a_batch_of_different_lengths(llava):
     np.testing.assert_allclose(logits(model), expected, rtol=0, atol=1e-4)
 
 
+def test_rows_with_two_images_one_and_none(llava):
+    reference, model = llava
+    one, other = language.prompts()
+    ids = np.concatenate([one.ids, other.ids])
+    both = Prompt(ids, one.visuals + other.visuals, (3, len(one.ids) + 6), np.arange(len(ids), dtype=np.int32))
+    none = Prompt(np.arange(20, 32, dtype=np.int32), (), (), np.arange(12, dtype=np.int32))
+    given = [language.reference(p) for p in (both, one)]
+    given.append({"input_ids": torch.tensor(none.ids[None]).long(), "attention_mask": torch.ones(1, 12).long()})
+    with torch.no_grad():
+        expected = [reference(**inputs).logits[0, -1].numpy() for inputs in given]
+    np.testing.assert_allclose(logits(model, prompts=[both, one, none]), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("site", ["tower.output", "projector", "llm.input"])
 def test_dropping_and_keeping_positions_is_masking(llava, site):
     model = gentle(llava[1])
@@ -98,7 +112,8 @@ def test_reduced_features_in_transformers_give_our_logits(llava):
 
 
 LAYER_SIGNALS = ("last_token_attention", "text_attention", "keys", "attention_received", "text_keys")
-SITE_SIGNALS = ("text_features", "text_valid", "normed", "text_normed", "next_last_token_attention")
+SITE_SIGNALS = ("text_features", "text_valid", "text_position", "rotary_position", "normed", "text_normed")
+SITE_SIGNALS += ("next_last_token_attention",)
 
 
 def test_signals_are_those_of_transformers(llava):
@@ -126,6 +141,8 @@ def test_signals_are_those_of_transformers(llava):
         np.testing.assert_allclose(seen["text_attention"][:, :after], attention[:, text, image], atol=1e-5)
         np.testing.assert_allclose(seen["text_features"][:after], hidden[text], atol=1e-4)
         np.testing.assert_allclose(seen["text_normed"][:after], normed.detach()[text], atol=1e-4)
+        np.testing.assert_array_equal(seen["rotary_position"][:, 0], np.arange(before, before + 16))
+        np.testing.assert_array_equal(seen["text_position"][:after, 0], np.arange(before + 16, len(one.ids)))
         grid = np.stack(np.meshgrid(range(4), range(4), indexing="ij"), -1).reshape(16, 2)
         np.testing.assert_array_equal(seen["position"], grid)
 
@@ -156,12 +173,18 @@ def test_a_row_does_not_depend_on_its_batch(llava):
         np.testing.assert_allclose(logits(model, plan, [one])[0], both[row], rtol=0, atol=1e-5)
 
 
-def test_methods_of_the_tower_stand_in_the_model(llava):
+@pytest.mark.parametrize("method", ["uniform-grid", "downsample-image"])
+def test_methods_of_the_tower_stand_in_the_model(llava, method):
     _, model = llava
-    smaller = reduce(model, "uniform-grid", tokens=4)
-    reading = smaller.read(language.inputs(language.prompts()), room=1)
-    assert reading.sequence.slots.shape == (2, 4)
+    reading = reduce(model, method, tokens=4).read(language.inputs(language.prompts()), room=1)
     assert np.isfinite(reading.logits).all()
+    slots = np.asarray(reading.sequence.slots)
+    for row, (before, _, _) in enumerate(language.PROMPTS):
+        np.testing.assert_array_equal(slots[row], before + np.arange(4))
+        where = np.asarray(reading.sequence.position)[row, slots[row], 0] - before
+        assert (np.diff(where) > 0).all() and where.min() >= 0 and where.max() < 16
+        if method == "downsample-image":  # the middles of the quarters, of two patches at equal distance the even one
+            np.testing.assert_array_equal(where, [0, 2, 8, 10])
 
 
 @pytest.mark.parametrize(
