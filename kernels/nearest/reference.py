@@ -82,14 +82,21 @@ def search(
 def pair_value(
     a: Float[Array, "g n d"], b: Float[Array, "h m d"], index: Int[Array, "g n k"], metric: str
 ) -> Float[Array, "g n k"]:
-    """The similarity (cosine, dot) or squared distance (l2) of every row and its chosen candidates, differentiable."""
-    owner = 0 if b.shape[0] == 1 else jnp.arange(b.shape[0])[:, None, None]
-    chosen = b[owner, index].astype(jnp.float32)
-    rows = a[:, :, None].astype(jnp.float32)
-    if metric == "l2":
-        return jnp.sum(jnp.square(rows - chosen), -1)
-    dots = jnp.sum(rows * chosen, -1)
-    return dots * inverse_norm(rows) * inverse_norm(chosen) if metric == "cosine" else dots
+    """The similarity (cosine, dot) or squared distance (l2) of every row and its chosen candidates, differentiable.
+
+    One rank after the other, because the chosen candidates of all ranks take k times the memory of `a`.
+    """
+    owner = 0 if b.shape[0] == 1 else jnp.arange(b.shape[0])[:, None]
+    rows = a.astype(jnp.float32)
+
+    def of_rank(index: Int[Array, "g n"]) -> Float[Array, "g n"]:
+        chosen = b[owner, index].astype(jnp.float32)
+        if metric == "l2":
+            return jnp.sum(jnp.square(rows - chosen), -1)
+        dots = jnp.sum(rows * chosen, -1)
+        return dots * inverse_norm(rows) * inverse_norm(chosen) if metric == "cosine" else dots
+
+    return jnp.moveaxis(lax.map(of_rank, jnp.moveaxis(index, -1, 0)), 0, -1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))

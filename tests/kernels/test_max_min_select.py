@@ -209,8 +209,7 @@ def test_real_shapes_compile_for_tpu(chip, name):
     assert count_kernels(lowered, "tpu") == 2  # the most isolated token is found by `nearest`
     memory = lowered.compile().memory_analysis()
     print(f"{name} {chip}: {memory.temp_size_in_bytes} bytes of temporaries")
-    # No matrix of distances (a small one may drown in padded copies of the features).
-    assert memory.temp_size_in_bytes < max(4 * shape.batch * shape.n * shape.n // 2, 2**25)
+    assert f"{shape.n}x{shape.n}x" not in lowered.as_text()  # no matrix of distances
 
 
 def test_vmap_keeps_the_kernel():

@@ -155,8 +155,8 @@ def test_real_shapes_compile_for_tpu(chip, name):
         assert count_kernels(lowered, "tpu") == 1
         memory = lowered.compile().memory_analysis()
         print(f"{name} {chip} {jnp.dtype(dtype).name}: {memory.temp_size_in_bytes} bytes of temporaries")
-        # float32 sums and lane-wide masses, and nothing like the one-hot assignment
-        assert memory.temp_size_in_bytes < 2**20 + 5 * shape.batch * (shape.num + 512) * (shape.d + 128)
+        text = lowered.as_text()  # the one-hot assignment is never stored
+        assert f"{shape.num}x{shape.n}x" not in text and f"{shape.n}x{shape.num}x" not in text
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

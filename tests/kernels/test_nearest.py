@@ -221,8 +221,8 @@ def test_real_shapes_compile_for_tpu(chip, name):
         assert count_kernels(lowered, "tpu") == 1
         memory = lowered.compile().memory_analysis()
         print(f"{name} {chip} {jnp.dtype(dtype).name}: {memory.temp_size_in_bytes} bytes of temporaries")
-        # The scores, [N, M] an image, are never stored (small ones may drown in padded copies of the inputs).
-        assert memory.temp_size_in_bytes < max(4 * shape.batch * shape.n * shape.m, 2**24)
+        rows = shape.n * (shape.batch if shape.shared else 1)
+        assert f"{rows}x{shape.m}x" not in lowered.as_text()  # the scores are never stored
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
