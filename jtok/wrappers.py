@@ -67,11 +67,15 @@ class Windowed(Reducer):
 
         body = jax.tree.map(cut, patches._rows())
         owner = jnp.broadcast_to(jnp.arange(area, dtype=jnp.int32), (b * windows, area))
+        # inside, a window is a grid of its own that starts at zero
+        corner = jnp.floor(body["position"][:, :1] / jnp.array(self.size)) * jnp.array(self.size)
+        body["position"] = body["position"] - corner
         inner = patches.replace(**body, owner=owner, grid=self.size)
         key = None if s.key is None else jax.vmap(lambda k: jax.random.split(k, windows))(s.key).reshape(-1)
         inner, left = self.reducer(inner, s.with_per_token(jax.tree.map(cut, rows)).replace(key=key), {})
         if left:
             raise UserError(f"{type(self.reducer).__name__} keeps a memory across sites and cannot stand in windows.")
+        inner = inner.replace(position=inner.position + corner)
         return special.concat(self._stitch(patches, inner, order, b, windows)), memory
 
     def _order(self, tokens: Tokens) -> tuple[jnp.ndarray, int]:
