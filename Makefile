@@ -25,7 +25,7 @@ test: $(VENV)/.installed-test
 
 # Tests too long for every day, one at a time because some of them measure.
 slow: $(VENV)/.installed-test
-	$(PY) -m pytest -q -m slow --durations=15
+	$(PY) -m pytest -q -x -m slow --durations=15
 
 lint: $(VENV)/.installed-test
 	$(PY) -m ruff check .
