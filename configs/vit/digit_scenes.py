@@ -5,9 +5,9 @@
 8 blocks, 96 wide, 64 patches of 8 x 8 pixels; 0.6 M parameters. About 45 minutes on 2 idle cores.
 
 The shipped jtok/assets/scenes.safetensors reads 95.20 % of the 2,000 held-out scenes (1,904;
-`jtok evaluate --method=none --images=2000`). It was made by this command, stopped and taken up again with another end of
-the cosine each time: --config.train.steps=7000 up to update 1,294, 5000 up to 4,268, 8000 up to 4,437, 7000 up to 7,000
-(94.95 %), 8500 to the end. A run with 8,500 from the start has not been made.
+`jtok evaluate --method=none --images=2000`). It was made by this command, stopped and taken up again with another end
+of the cosine each time: --config.train.steps=7000 up to update 1,294, 5000 up to 4,268, 8000 up to 4,437, 7000 up to
+7,000 (94.95 %), 8500 to the end. A run with 8,500 from the start has not been made.
 """
 
 from jtok.training.classify import default_config

@@ -105,4 +105,3 @@ def _through(decoder: Decoder, stack: Stack, start: int, cache: Cache, x: Array,
     added = valid.sum(1, dtype=jnp.int32)
     position = lax.dynamic_update_slice(cache.position, position, (0, at, 0))
     return x, Cache(k, v, position, everywhere, cache.next + added, at + x.shape[1])
-

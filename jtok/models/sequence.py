@@ -138,5 +138,3 @@ def fold(tokens: Tokens, crops: int) -> Tokens:
     rows = {**rows, "segment": segment}
     owner = jnp.where(owner >= 0, owner + shift, -1).reshape(b, -1)
     return tokens.replace(**rows, owner=owner)
-
-

@@ -58,6 +58,4 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if not holds:
             raise UserError(f"config.train.{field} = {train[field]!r} must be {allowed}")
     if train.batch % train.accumulate:
-        raise UserError(
-            f"config.train.accumulate = {train.accumulate} must divide config.train.batch = {train.batch}"
-        )
+        raise UserError(f"config.train.accumulate = {train.accumulate} must divide config.train.batch = {train.batch}")

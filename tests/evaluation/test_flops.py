@@ -163,8 +163,11 @@ def test_scopes_reach_into_scan_jit_cond_and_gradients():
 
 
 def test_cond_counts_the_most_expensive_branch_only():
-    got = flops.count(lambda i, x: lax.switch(i, [lambda x: x, lambda x: x @ x, lambda x: x @ x @ x], x),
-                      shape(dtype=jnp.int32), shape(4, 4))
+    got = flops.count(
+        lambda i, x: lax.switch(i, [lambda x: x, lambda x: x @ x, lambda x: x @ x @ x], x),
+        shape(dtype=jnp.int32),
+        shape(4, 4),
+    )
     assert got.macs == 2 * 64
 
 
@@ -183,8 +186,9 @@ def test_counted_while_loops_count_their_trips_and_others_are_reported():
     got = flops.count(converging, shape(4, 4))
     assert got.macs == 64 and got.unbounded_loops == ("here",)
     assert flops.count(lambda x: lax.fori_loop(0, 6, lambda _, x: x @ x, x), shape(4, 4)).macs == 6 * 64
-    assert flops.count(lambda n, x: lax.fori_loop(0, n, lambda _, x: x @ x, x),
-                       shape(dtype=jnp.int32), shape(4, 4)).unbounded_loops == ("",)
+    assert flops.count(
+        lambda n, x: lax.fori_loop(0, n, lambda _, x: x @ x, x), shape(dtype=jnp.int32), shape(4, 4)
+    ).unbounded_loops == ("",)
 
 
 def test_platform_dependent_takes_the_default_or_the_platform_asked_for():
@@ -247,8 +251,14 @@ def double(x, cost=None, grid=()):
     def kernel(source, target):
         target[...] = source[...] * 2.0
 
-    return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), cost_estimate=cost, grid=grid,
-                          interpret=True, name="double")(x)
+    return pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        cost_estimate=cost,
+        grid=grid,
+        interpret=True,
+        name="double",
+    )(x)
 
 
 def test_a_kernel_states_its_own_cost():

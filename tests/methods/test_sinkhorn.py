@@ -40,9 +40,9 @@ def test_new_tokens_are_sums_of_unit_patches():
 
 def test_no_gradient_goes_along_the_length_of_a_cluster_vector():
     reducer, t = c.first_reducer("sinkhorn", 0.5), c.tokens()
-    grads = jax.grad(
-        lambda v: (reducer_with(reducer, v)(t, c.signals(reducer, t), {})[0].x ** 2).sum()
-    )(reducer.vectors[...])
+    grads = jax.grad(lambda v: (reducer_with(reducer, v)(t, c.signals(reducer, t), {})[0].x ** 2).sum())(
+        reducer.vectors[...]
+    )
     along = (grads * reducer.vectors[...]).sum(-1)
     assert np.abs(grads).max() > 1e-3
     np.testing.assert_allclose(along, 0, atol=1e-4)

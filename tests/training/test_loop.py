@@ -39,8 +39,11 @@ class GrainDigits(Digits):
 
     def train_data(self):
         images, labels = self.train_set
-        source = grain.MapDataset.range(len(images)).shuffle(seed=1).repeat().map(
-            lambda i: {"image": images[i], "label": labels[i]}
+        source = (
+            grain.MapDataset.range(len(images))
+            .shuffle(seed=1)
+            .repeat()
+            .map(lambda i: {"image": images[i], "label": labels[i]})
         )
         return source.batch(self.batch, drop_remainder=True).to_iter_dataset()
 
