@@ -131,7 +131,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, beside, dict(metadata))
+        safetensors.numpy.save_file({k: np.require(v, requirements="C") for k, v in tensors.items()}, beside, dict(metadata))
         os.chmod(beside, 0o644)
         os.replace(beside, path)
     finally:
