@@ -22,7 +22,7 @@ def get_config(arg: str = "dynamicvit"):
     config = shipped_config()
     config.plan.method = arg
     config.plan.keep = 0.5
-    config.train.update({"batch": 32, "steps": 200, "warmup": 20, "weight_decay": 0.0, "min_lr": 0.0})
+    config.train.update({"batch": 32, "steps": 150, "warmup": 15, "weight_decay": 0.0, "min_lr": 0.0})
     config.train.update(SETTINGS.get(arg, {"lr": 1e-3}))
     config.train.update({"eval_every": 0, "checkpoint_every": 100, "log_every": 20})
     config.data.eval_split = "validation"

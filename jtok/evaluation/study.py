@@ -28,7 +28,7 @@ class Study:
     config.sweep: `methods` (names), `keeps` (ratios), `images` (held out), `batch`, `single_keeps` (ratios at which
     batch 1 is timed too), `runs` (method -> directory of the run that trained it; `{keep}` in it
     stands for the ratio, and a ratio without a directory stays untrained), `pictures` (how many images to draw),
-    `scale` and `notes` (sentences for the report).
+    `picture_keeps` (at which ratios), `scale` and `notes` (sentences for the report).
     """
 
     def __init__(self, task: Classify, params: Mapping[str, Any], config: ConfigDict, workdir, command: str):
@@ -81,8 +81,10 @@ class Study:
 
         figure = draw_pareto(self.records, batch=self.config.sweep.batch)
         save_figure(self.workdir / "pareto.png", figure)
-        sheets = compare_methods(self.task, self.params, self.cells, self.config.sweep.pictures)
-        for keep, (_, sheet) in zip(sorted(self.config.sweep.keeps, reverse=True), sheets, strict=True):
+        keeps = sorted(self.config.sweep.picture_keeps, reverse=True)
+        drawn = [cell for cell in self.cells if cell.keep in keeps]
+        sheets = compare_methods(self.task, self.params, drawn, self.config.sweep.pictures)
+        for keep, (_, sheet) in zip(keeps, sheets, strict=True):
             write_whole(self.workdir / f"methods_keep_{keep:g}.png", picture_bytes(sheet))
         claims = {r["method"]: registry.find(r["method"]).claims for r in self.records if r["method"] != "none"}
         commit = git_commit()
@@ -105,8 +107,10 @@ class Study:
 
 def make_cells(task: Classify, s: ConfigDict) -> list[Cell]:
     """Every method at every ratio. Raises UserError for unknown methods, bad ratios, missing or misfit runs."""
-    for name in s.runs:
-        if name not in s.methods:
+    for method in s.methods:
+        registry.find(method)
+    for name, run in s.runs.items():
+        if run and name not in s.methods:
             raise UserError(f"sweep.runs names '{name}', which is not among sweep.methods.")
     cells = []
     for method in s.methods:

@@ -131,7 +131,8 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        safetensors.numpy.save_file({k: np.require(v, requirements="C") for k, v in tensors.items()}, beside, dict(metadata))
+        whole = {k: np.require(v, requirements="C") for k, v in tensors.items()}  # contiguous, and scalars stay so
+        safetensors.numpy.save_file(whole, beside, dict(metadata))
         os.chmod(beside, 0o644)
         os.replace(beside, path)
     finally:
