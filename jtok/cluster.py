@@ -171,14 +171,15 @@ def density_peaks(
     if valid is not None:
         distance = lax.optimization_barrier(jnp.where(valid[:, None], distance, top[..., None] + 1))
     near = -lax.top_k(-distance, min(neighbours, n))[0]
-    density = jnp.exp(-(near * near).mean(-1))
-    density = density if noise is None else density + 1e-6 * noise
-    density = density if valid is None else density * valid
+    # logarithms rank the same, and do not vanish where features are large
+    density = -(near * near).mean(-1)
+    density = density if noise is None else jnp.log(jnp.exp(density) + 1e-6 * noise)
+    density = density if valid is None else jnp.where(valid, density, -jnp.inf)
     denser = density[:, None] > density[:, :, None]
     if noise is None:
         denser |= (density[:, None] == density[:, :, None]) & (order < order[:, None])
     gap = jnp.minimum(jnp.where(denser, distance, jnp.inf).min(-1), top)
-    centre = select.top_k(gap * density, num, valid=valid, order="score")
+    centre = select.top_k(jnp.log(gap) + density, num, valid=valid, order="score")
     assign = nearest_centre(distance, centre, valid)
     own = centre if valid is None else jnp.where(jnp.take_along_axis(valid, centre, 1), centre, n)
     # twins at distance zero of two centres would otherwise both follow the first
