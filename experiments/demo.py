@@ -30,7 +30,7 @@ def main() -> int:
     begin = time.time()
     tuned = f"{args.workdir}/{LEARNED}"
     steps = [
-        ["train", f"--config=configs/vit/finetune.py:{LEARNED}", f"--workdir={tuned}"],
+        ["train", f"--config=configs/vit/finetune.py:{LEARNED}", "--config.train.steps=100", f"--workdir={tuned}"],
         [
             "sweep",
             f"--config=configs/vit/sweep.py:{'all' if args.all else 'demo'}",

@@ -22,7 +22,7 @@ def get_config(arg: str = "all"):
     config.sweep.keeps = (0.7, 0.5, 0.3, 0.15)
     config.sweep.single_keeps = (0.5,) if arg == "demo" else config.sweep.keeps
     config.sweep.picture_keeps = (0.3,) if arg == "demo" else config.sweep.keeps
-    config.sweep.images = 600 if arg == "demo" else 2000
+    config.sweep.images = 400 if arg == "demo" else 2000
     config.sweep.batch = 8
     # directories of the runs that trained them (experiments/learned_reducers.py); "" = as initialised
     config.sweep.runs = ml_collections.ConfigDict({name: "" for name in LEARNED if name in config.sweep.methods})
