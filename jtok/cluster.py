@@ -244,6 +244,16 @@ def pooling_matrix(size: int, cells: int) -> np.ndarray:
     return ((place >= cell * size // cells) & (place < -(-(cell + 1) * size // cells))).astype(np.float32)
 
 
+def adaptive_average_pool(
+    x: Float[Array, "B N D"], grid: tuple[int, int], cells: tuple[int, int]
+) -> Float[Array, "B K D"]:
+    """Mean of each cell's patches, in raster order; cells overlap where the grid does not divide evenly."""
+    rows, columns = (jnp.asarray(pooling_matrix(s, c)) for s, c in zip(grid, cells, strict=True))
+    rows, columns = (m / m.sum(1, keepdims=True) for m in (rows, columns))
+    pooled = jnp.einsum("hy,wx,byxd->bhwd", rows, columns, x.reshape(x.shape[0], *grid, -1))
+    return pooled.reshape(x.shape[0], cells[0] * cells[1], -1)
+
+
 def near_cells(grid: tuple[int, int], cells: tuple[int, int], neighbourhood: int) -> np.ndarray:
     """[cells, patches] True where a patch's home cell is at most neighbourhood // 2 rows and columns away."""
     axes = []
