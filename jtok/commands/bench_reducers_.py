@@ -24,7 +24,7 @@ def _run(args, config) -> int:
     from jtok.evaluation.pareto import table
 
     compile_cache.enable()
-    methods = args.methods or list(registry.catalogue())
+    methods = args.methods or [m.name for m in registry.catalogue().values() if not m.family.startswith("vlm")]
     for name in methods:
         registry.find(name)
     sides, widths, batches = (_integers(name, getattr(args, name)) for name in ("sides", "widths", "batches"))
