@@ -70,6 +70,18 @@ def coarse_grid(grid: tuple[int, int], keep: float) -> tuple[int, int]:
     return min(near, key=lambda g: (abs(g[0] * g[1] - wanted), abs(g[0] / rows - g[1] / columns)))
 
 
+def nearest_count(name: str, possible: Sequence[int], patches: int, keep: float, tokens: int | None = None) -> int:
+    """Tokens of a method that can only make so many: exactly `tokens`, or what is nearest to keep * patches.
+
+    Raises UserError, naming what is possible, for other `tokens`.
+    """
+    if tokens is None:
+        return min(possible, key=lambda count: abs(count - keep * patches))
+    if tokens not in possible:
+        raise UserError(f"{name} cannot make {tokens} tokens of {patches}: ask for {', '.join(map(str, possible))}.")
+    return tokens
+
+
 def split_over_segments(weight: Float[Array, "B S"], total: int, cap: int) -> Int[Array, "B S"]:
     """Splits `total` tokens over S crops or frames in proportion to `weight`, truncated, at most `cap` each."""
     share = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-12)

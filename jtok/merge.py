@@ -6,9 +6,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok import kernels, select
+from jtok.errors import UserError
 from jtok.tokens import Tokens
 
 
@@ -37,6 +39,20 @@ class Matching:
     def unmerge(self, y: Float[Array, "B K D"], n: int) -> Float[Array, "B n D"]:
         """Every one of n tokens gets its slot's row (tokens in neither set get zeros)."""
         return kernels.gather(y, self.assign(n))
+
+
+def into_cells(tokens: Tokens, cells: np.ndarray, num: int) -> Tokens:
+    """Merges the patches of every crop by a fixed table: cell of each place of the grid, -1 = left out.
+
+    `num` tokens a crop, crop after crop, each the mean of its cell; there are no special tokens. Raises UserError if
+    the tokens are no longer the whole grid.
+    """
+    crops = tokens.owner.shape[1] // cells.size
+    if tokens.special or tokens.count != crops * cells.size:
+        raise UserError(f"cells need all {cells.size} patches of a crop: no reducer may stand before the pooling.")
+    cells = cells.reshape(-1)
+    assign = np.concatenate([np.where(cells < 0, -1, cells + crop * num) for crop in range(crops)])
+    return tokens.merge(jnp.broadcast_to(jnp.asarray(assign, jnp.int32), tokens.x.shape[:2]), crops * num)
 
 
 def bipartite(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from flax import nnx
+from jaxtyping import Array, Int
 
 from jtok.errors import UserError
 from jtok.signals import KNOWN, Signals
@@ -48,6 +49,7 @@ class Target:
     classes: int = 0  # output classes, for methods with auxiliary classifiers; 0 = none
     has_class: bool = True  # the first special token is a class token
     layers: int = 0  # layers of the language model behind the tower; 0 = there is none
+    language_width: int = 0  # features of the language model
 
     @property
     def patches(self) -> int:
@@ -70,6 +72,7 @@ class Plan:
     grid: the image is resized to this many patches before the tower (downsampling baselines); None = as it is.
     positions: what a language model takes for positions of what is left: `keep` those in the whole prompt, with gaps,
     or `renumber`. projector: stands in for the model's own (`jtok.models.projectors`), giving `projector_count` tokens.
+    variants: the plans over whose losses a training step takes the mean, `(plan, key) -> plans` (see `for_training`).
     objective: extra training losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan
     that holds the current parameters; needs_teacher says whether the unreduced model, as it was before training, is to
     be run beside for distillation (else teacher_output is None).
@@ -80,7 +83,8 @@ class Plan:
     grid: tuple[int, int] | None = None
     positions: Literal["keep", "renumber"] = "keep"
     projector: Callable[..., Any] | None = None
-    projector_count: int | None = None
+    projector_count: int | Int[Array, ""] | None = None  # an array only in training, where it may be drawn
+    variants: Callable[[Plan, Array], Sequence[Plan]] | None = None
     objective: Callable[..., dict[str, Any]] | None = None
     needs_teacher: bool = False
 
@@ -105,23 +109,37 @@ class Plan:
         return dataclasses.replace(self, sites={s: r for s, r in self.sites.items() if s.startswith(f"{prefix}.")})
 
     def params(self) -> dict[str, Any]:
-        """Trainable parameters of the learned reducers: site -> nested dict of arrays."""
-        return {
-            site: nnx.to_pure_dict(nnx.state(r, nnx.Param))
-            for site, r in self.sites.items()
-            if isinstance(r, nnx.Module)
-        }
+        """Trainable parameters of what is learned: site (or "projector") -> nested dict of arrays.
+
+        Raises UserError if both the projector and a reducer behind it are learned: their parameters share a name.
+        """
+        learned = {site: r for site, r in self.sites.items() if isinstance(r, nnx.Module)}
+        if self.projector is not None and "projector" in learned:
+            raise UserError("a learned projector and a learned reducer at 'projector' cannot stand in one plan.")
+        if self.projector is not None:
+            learned["projector"] = self.projector
+        return {site: nnx.to_pure_dict(nnx.state(r, nnx.Param)) for site, r in learned.items()}
 
     def with_params(self, params: Mapping[str, Any]) -> Plan:
-        """This plan with the learned reducers' parameters replaced (as returned by `params`)."""
-        sites = {}
-        for site, reducer in self.sites.items():
-            if site in params:
-                graphdef, state = nnx.split(reducer)
-                nnx.replace_by_pure_dict(state, params[site])
-                reducer = nnx.merge(graphdef, state)
-            sites[site] = reducer
-        return dataclasses.replace(self, sites=sites)
+        """This plan with what is learned holding other parameters (as returned by `params`)."""
+
+        def holding(site: str, learned: nnx.Module) -> nnx.Module:
+            graphdef, state = nnx.split(learned)
+            nnx.replace_by_pure_dict(state, params[site])
+            return nnx.merge(graphdef, state)
+
+        sites = {
+            site: holding(site, r) if site in params and isinstance(r, nnx.Module) else r
+            for site, r in self.sites.items()
+        }
+        projector = self.projector
+        if projector is not None and "projector" in params:
+            projector = holding("projector", projector)
+        return dataclasses.replace(self, sites=sites, projector=projector)
+
+    def for_training(self, key: Array) -> tuple[Plan, ...]:
+        """The plans of a training step: its loss is the mean of theirs. `key` is the step's; most methods give one."""
+        return (self,) if self.variants is None else tuple(self.variants(self, key))
 
     def counts(self, patches: int) -> list[tuple[str, int, int]]:
         """(site, patch slots in, patch slots out) along the plan, known before anything is traced."""
@@ -129,8 +147,12 @@ class Plan:
         if self.grid is not None:
             rows.append(("input", patches, self.grid[0] * self.grid[1]))
             patches = rows[0][2]
-        for site, reducer in self.sites.items():
-            out = reducer.count(patches)
+        stages = [(site, reducer.count) for site, reducer in self.sites.items()]
+        if self.projector_count is not None:
+            before = sum(site.startswith("tower.") for site in self.sites)
+            stages.insert(before, ("projector", lambda _: self.projector_count))
+        for site, count in stages:
+            out = count(patches)
             rows.append((site, patches, out))
             patches = out
         return rows

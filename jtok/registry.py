@@ -107,8 +107,11 @@ def make_plan(name: str, target: Target, keep: float = 0.5, **options: Any) -> P
             near = difflib.get_close_matches(option, entry.options, 2) or list(entry.options)
             known = f"it takes {', '.join(near)}." if near else "it takes none."
             raise UserError(f"{name} has no option '{option}'; {known}")
-    if entry.family == "vlm-decoder" and not target.layers:
-        raise UserError(f"{name} stands in a language model, and this tower has none behind it: load one that has.")
+    where = {"vlm-decoder": "in", "vlm-projector": "before"}.get(entry.family)
+    if where and not target.layers:
+        raise UserError(
+            f"{name} stands {where} a language model, and this tower has none behind it: load one that has."
+        )
     if "class_attention" in entry.reads and not target.has_class:
         fits = [m.name for m in catalogue().values() if "class_attention" not in m.reads]
         raise UserError(

@@ -19,6 +19,7 @@ from jtok.models.generate import State, read_text, stream
 from jtok.models.load_vlm import load_vlm, vlm_config
 from jtok.models.processing import Processor, load_processor
 from jtok.models.processing.images import ImageLike
+from jtok.models.reducer_files import load_reducer
 from jtok.models.sampling import Sampling
 from jtok.models.vlm import Reading, VLMConfig, VLMNetwork
 from jtok.plan import Plan
@@ -39,7 +40,7 @@ class VLM:
 
     def read(self, inputs: Inputs, *, room: int = 256, key: jax.Array | None = None) -> Reading:
         """Reads prompts (jitted). room: tokens of answers and further questions that the caches can take."""
-        return self._read(self.params, inputs, room, key)
+        return self._read(self.params, self._learned, inputs, room, key)
 
     def start(self, inputs: Inputs, *, room: int = 256, seed: int = 0) -> State:
         """Reads prompts, ready to answer."""
@@ -92,10 +93,14 @@ class VLM:
         graphdef, _ = nnx.split(nnx.eval_shape(lambda: VLMNetwork(self.config, nnx.Rngs(0))))
         plan = self.plan
 
-        def read(params, inputs, room, key):
-            return nnx.merge(graphdef, nnx.State(params))(inputs, plan, room, key)
+        def read(params, learned, inputs, room, key):
+            return nnx.merge(graphdef, nnx.State(params))(inputs, plan.with_params(learned), room, key)
 
-        return jax.jit(read, static_argnums=2)
+        return jax.jit(read, static_argnums=3)
+
+    @functools.cached_property
+    def _learned(self):
+        return self.plan.params()
 
     @functools.cached_property
     def _language(self):
@@ -113,11 +118,20 @@ def load(path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLM:
     return VLM(*load_vlm(path, dtype=dtype), processor=processor)
 
 
-def reduce(model: VLM, method: str, *, tokens: int | None = None, keep: float = 0.5, **options: Any) -> VLM:
+def reduce(
+    model: VLM,
+    method: str,
+    *,
+    tokens: int | None = None,
+    keep: float = 0.5,
+    weights: str | os.PathLike | None = None,
+    **options: Any,
+) -> VLM:
     """The model with a method standing in it; parameters are shared.
 
-    tokens: visual tokens of a crop that shall be left (else `keep`, their share). Raises UserError for an unknown
-    method or option, and for more tokens than there are.
+    tokens: visual tokens of a crop that shall be left (else `keep`, their share). weights: file with the parameters of
+    a learned method (see `load_reducer`), which else starts at random. Raises UserError for an unknown method or
+    option, for more tokens than there are, and for a file that does not fit.
     """
     target = model.config.target()
     if tokens is not None:
@@ -128,4 +142,6 @@ def reduce(model: VLM, method: str, *, tokens: int | None = None, keep: float = 
             options["tokens"] = tokens
     plan = make_plan(method, target, keep, **options)
     plan.check(model.config.sites())
+    if weights is not None:
+        plan = plan.with_params(load_reducer(weights, plan))
     return dataclasses.replace(model, plan=plan)

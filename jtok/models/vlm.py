@@ -47,7 +47,8 @@ class VLMConfig:
 
     def target(self) -> Target:
         """What a method needs to know to make its plan for this model."""
-        return dataclasses.replace(self.tower.target(), layers=self.language.depth)
+        language = {"layers": self.language.depth, "language_width": self.language.width}
+        return dataclasses.replace(self.tower.target(), **language)
 
     def sites(self) -> list[str]:
         """Names of all sites, in the order in which they are reached."""
@@ -106,7 +107,8 @@ class VLMNetwork(nnx.Module):
         seen = self.tower(images, plan.part("tower"), key=each, hidden=bool(taps))
         # a reducer that wants the class token to go on has made it an ordinary token
         tokens = seen.tokens.split()[1] if self.config.drop_class else seen.tokens.replace(special=0)
-        tokens = projector(tokens, [seen.hidden[i] for i in taps], plan.projector_count)
+        patches = slice(seen.tokens.special, None)
+        tokens = projector(tokens, [seen.hidden[i][:, patches] for i in taps], plan.projector_count)
         tokens = _on_grid(tokens, plan.grid, self.config.grid)
         run = Run(plan, fold(tokens, crops), keys, memory=dict(seen.memory), stages=dict(seen.stages))
         run.reduce("projector")

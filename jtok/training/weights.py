@@ -8,17 +8,13 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from jtok.errors import UserError
-from jtok.models.load import check_names, flatten, load_params, save_params, wrong_shape
-from jtok.models.safetensor_files import open_weights, write_safetensors
-from jtok.plan import Plan
+from jtok.models.load import load_params, save_params
+from jtok.models.reducer_files import load_reducer, save_reducer
 
 if TYPE_CHECKING:
     from jtok.training.classify import Classify
+
+__all__ = ["SHIPPED", "export", "load_reducer", "load_tower", "resolve", "save_reducer"]
 
 #: `config.weights` of the small tower that comes with jtok.
 SHIPPED = "shipped"
@@ -43,29 +39,3 @@ def export(task: Classify, params: Mapping[str, Any], path: str | os.PathLike, s
     if params["plan"]:
         root, ending = os.path.splitext(path)
         save_reducer(f"{root}.reducer{ending}", params["plan"], facts)
-
-
-def save_reducer(path: str | os.PathLike, params: Mapping[str, Any], facts: Mapping[str, str] | None = None) -> None:
-    """Writes a plan's learned parameters (site -> nested dict) to one safetensors file, whole or not at all."""
-    tensors = {f"{site}/{name}": np.asarray(a) for site, tree in params.items() for name, a in flatten(tree).items()}
-    write_safetensors(path, tensors, dict(facts or {}))
-
-
-def load_reducer(path: str | os.PathLike, plan: Plan) -> dict[str, Any]:
-    """Parameters for the learned reducers of `plan` from a file of `save_reducer`.
-
-    Raises UserError if the plan has none, or names or shapes do not fit.
-    """
-    like = plan.params()
-    if not like:
-        raise UserError(f"the plan '{plan.name}' has nothing to learn: leave the reducer file '{path}' away.")
-    weights = open_weights(path)
-    wanted = {f"{site}/{name}": a for site, tree in like.items() for name, a in flatten(tree).items()}
-    check_names(weights, missing=set(wanted) - set(weights.shapes), unknown=set(weights.shapes) - set(wanted))
-    for name, a in wanted.items():
-        if weights.shapes[name] != a.shape:
-            raise wrong_shape(weights, name, weights.shapes[name], a.shape)
-    leaves = {
-        site: [jnp.asarray(weights.read(f"{site}/{name}")) for name in flatten(tree)] for site, tree in like.items()
-    }
-    return {site: jax.tree.unflatten(jax.tree.structure(tree), leaves[site]) for site, tree in like.items()}
