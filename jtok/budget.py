@@ -31,6 +31,27 @@ def stage_counts(patches: int, keep: float, stages: int, rates: Sequence[float] 
     return tuple(max(1, int(patches * r + 1e-9)) for r in rates)
 
 
+def share_of(patches: int, share: float) -> int:
+    """A share of some patches, truncated as the reference codes of in-LLM pruners do, but at least one."""
+    return max(1, int(patches * share + 1e-9))
+
+
+def share_of_each(real: Int[Array, " B"], patches: int, share: float) -> Int[Array, " B"]:
+    """The same for rows with `real` patches of at most `patches`: looked up, as float32 would truncate otherwise."""
+    table = [0, *(share_of(n, share) for n in range(1, patches + 1))]
+    return jnp.asarray(table, jnp.int32)[real]
+
+
+def blocks_at(blocks: Sequence[int], published: int, depth: int) -> tuple[int, ...]:
+    """Block numbers of a paper's model of `published` blocks, moved to one of `depth`: rising, from 1 to depth - 1."""
+    placed: list[int] = []
+    for block in blocks:
+        at = max(round(block * depth / published), 1, placed[-1] + 1 if placed else 1)
+        if at < depth:
+            placed.append(at)
+    return tuple(placed)
+
+
 def ceil_counts(patches: int, rate: float, stages: int, extra: int = 0) -> tuple[int, ...]:
     """Patches kept after each stage when each keeps ceil(rate * current count), `extra` tokens joining every time."""
     counts = []

@@ -16,6 +16,9 @@ from jtok.tokens import Tokens
 
 Memory = dict[str, Any]
 
+#: What a language model takes for order and positions of visual tokens that were reduced; see `Plan`.
+Positions = Literal["keep", "renumber", "restore", "order"]
+
 
 class Reducer:
     """Makes a token set smaller (or only observes it) at a site.
@@ -71,7 +74,9 @@ class Plan:
     sites: names such as `tower.block.3.input`, `tower.block.3.after_attention`, `tower.block.3.output`, `tower.output`.
     grid: the image is resized to this many patches before the tower (downsampling baselines); None = as it is.
     positions: what a language model takes for positions of what is left: `keep` those in the whole prompt, with gaps,
-    or `renumber`. projector: stands in for the model's own (`jtok.models.projectors`), giving `projector_count` tokens.
+    or `renumber`, both in the order in which the method left the tokens; `restore` puts them in the order of the prompt
+    and keeps (GAP, arXiv:2506.21873), `order` puts them in order and renumbers.
+    projector: stands in for the model's own (`jtok.models.projectors`), giving `projector_count` tokens.
     variants: the plans over whose losses a training step takes the mean, `(plan, key) -> plans` (see `for_training`).
     objective: extra training losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan
     that holds the current parameters; needs_teacher says whether the unreduced model, as it was before training, is to
@@ -81,7 +86,7 @@ class Plan:
     sites: Mapping[str, Reducer] = dataclasses.field(default_factory=dict)
     name: str = "none"
     grid: tuple[int, int] | None = None
-    positions: Literal["keep", "renumber"] = "keep"
+    positions: Positions = "keep"
     projector: Callable[..., Any] | None = None
     projector_count: int | Int[Array, ""] | None = None  # an array only in training, where it may be drawn
     variants: Callable[[Plan, Array], Sequence[Plan]] | None = None

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from jaxtyping import Array, Float
 
-from jtok import select
+from jtok import budget, select
 from jtok.plan import Memory, Reducer
 from jtok.signals import Signals
 from jtok.tokens import Tokens
@@ -38,3 +38,36 @@ class Pruner(Reducer):
             return tokens, memory
         score = self.score(tokens, s, memory)[:, tokens.special :]
         return special.concat(patches.take(self.best(patches, score))), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class SharePruner(Reducer):
+    """Keeps the share `keep` of the visual tokens that a row had at the method's first site: the best, in order.
+
+    For language models: rows of a batch may have different numbers of images or crops, so that slots are no measure of
+    what a row has. There are no special tokens. A method defines `score`.
+    """
+
+    keep: float
+
+    def count(self, patches: int) -> int:
+        """As at the method's first site."""
+        return budget.share_of(patches, self.keep)
+
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
+        """Higher stays."""
+        raise TypeError(f"{type(self).__name__} must define score(tokens, signals, memory).")
+
+    def best(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Array, Array, Memory]:
+        """(indices [B,K] of what stays, which of them count [B,K], memory)."""
+        name = type(self).__name__
+        first = memory.get(name, tokens.mask())  # [B,N] what there was at the first site
+        n = first.shape[1]
+        each = budget.share_of_each(first.sum(1), n, self.keep)
+        cap = min(budget.share_of(n, self.keep), tokens.count)
+        score = self.score(tokens, s, memory)
+        return *select.top_each(score, each, cap, valid=tokens.valid), {**memory, name: first}
+
+    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
+        index, counts, memory = self.best(tokens, s, memory)
+        return tokens.take(index, None if tokens.valid is None else counts), memory

@@ -9,10 +9,10 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jtok.errors import UserError
-from jtok.plan import Plan, Target
+from jtok.plan import Plan, Positions, Target
 
 Family = Literal["baseline", "vit-prune", "vit-merge", "vit-learned", "vlm-encoder", "vlm-decoder", "vlm-projector"]
 
@@ -92,11 +92,16 @@ def find(name: str) -> Method:
     raise UserError(f"there is no method called '{name}'; {hint}")
 
 
-def make_plan(name: str, target: Target, keep: float = 0.5, **options: Any) -> Plan:
+def make_plan(
+    name: str, target: Target, keep: float = 0.5, *, positions: Positions | None = None, **options: Any
+) -> Plan:
     """The plan of a method for a target model. `keep` is the share of patches left after the last site, in (0, 1].
 
-    Raises UserError for an unknown method or option, or a keep ratio outside (0, 1].
+    positions: what a language model takes for positions of what is left, in place of the method's own choice (see
+    `Plan`). Raises UserError for an unknown method or option, or a keep ratio outside (0, 1].
     """
+    if positions is not None and positions not in get_args(Positions):
+        raise UserError(f"positions={positions} is not known; choose {', '.join(get_args(Positions))}.")
     if name == "none":
         return Plan()
     entry = find(name)
@@ -117,4 +122,5 @@ def make_plan(name: str, target: Target, keep: float = 0.5, **options: Any) -> P
         raise UserError(
             f"{name} reads class-token attention, but this tower has no class token; use {', '.join(fits)}."
         )
-    return dataclasses.replace(entry.plan(target, keep=keep, **options), name=name)
+    plan = dataclasses.replace(entry.plan(target, keep=keep, **options), name=name)
+    return plan if positions is None else dataclasses.replace(plan, positions=positions)

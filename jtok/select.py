@@ -29,6 +29,16 @@ def top_k(
     return ascending(index, n) if order == "spatial" else index
 
 
+def top_each(
+    score: Float[Array, "B N"], each: Int[Array, " B"], cap: int, *, valid: Bool[Array, "B N"] | None = None
+) -> tuple[Int[Array, "B cap"], Bool[Array, "B cap"]]:
+    """(indices, which of them count): in every row its `each` (at most `cap`) highest scores, ascending, in front."""
+    n = score.shape[1]
+    best = top_k(score, cap, valid=valid, order="score")
+    counts = jnp.arange(cap) < each[:, None]
+    return member_index(members(jnp.where(counts, best, n), n), cap), counts
+
+
 def ascending(index: Int[Array, "B K"], n: int) -> Int[Array, "B K"]:
     """The same indices (distinct, below n) in ascending order."""
     return member_index(members(index, n), index.shape[1])

@@ -30,6 +30,7 @@ KNOWN = {
     "text_valid": "which of the T tokens of the question are real [B,T]",
     "rotary_position": "position of every token for RoPE, one number or (time, row, column) [B,N,P]",
     "text_position": "the same of the question's tokens [B,T,P]",
+    "rotary_logits": "logits of the question's T tokens to every token, if all queries and keys were ones [B,T,N]",
     "normed": "features after the decoder's final norm [B,N,D]",
     "text_normed": "features of the question's tokens after the decoder's final norm [B,T,D]",
 }
@@ -43,6 +44,7 @@ TOKEN_AXIS: dict[str, int | None] = {
     "text_features": None,
     "text_keys": None,
     "text_valid": None,
+    "rotary_logits": 2,
     "text_position": None,
     "text_normed": None,
 }
@@ -66,6 +68,7 @@ class Signals:
     text_valid: Bool[Array, "B T"] | None = None
     rotary_position: Int[Array, "B N P"] | None = None
     text_position: Int[Array, "B T P"] | None = None
+    rotary_logits: Float[Array, "B T N"] | None = None
     normed: Float[Array, "B N D"] | None = None
     text_normed: Float[Array, "B T D"] | None = None
     key: Array | None = None  # one PRNG key an image [B], so that rows stay independent of their batch

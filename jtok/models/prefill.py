@@ -15,6 +15,7 @@ from jaxtyping import Array
 from jtok import kernels
 from jtok.models.cache import Caches, new_cache
 from jtok.models.decoder import Decoder, Layer, Stack
+from jtok.models.rotary import rotate
 from jtok.models.sequence import Positions, Sequence
 from jtok.models.stack import Run
 from jtok.plan import Reducer
@@ -83,7 +84,8 @@ def _layers(decoder: Decoder, stack: Stack, sequence: Sequence, start: int, stop
 
 def _attend(q: Array, k: Array, v: Array, sequence: Sequence, causal: bool, wants: Collection[str]):
     """(attention output, the signals of `wants` that attention gives): of the visual tokens' columns."""
-    rows = [sequence.last[:, None]] if "last_token_attention" in wants else []
+    asking, weight = sequence.asking
+    rows = [asking] if "last_token_attention" in wants else []
     rows += [sequence.question] if "text_attention" in wants else []
     masks = {"valid": sequence.valid, "causal": causal}
     index = jnp.concatenate(rows, 1) if rows else None
@@ -91,7 +93,7 @@ def _attend(q: Array, k: Array, v: Array, sequence: Sequence, causal: bool, want
     columns, few = sequence.slots, {}
     if index is not None:
         seen = jnp.take_along_axis(result.probabilities, columns[:, None, None], 3)
-        few["last_token_attention"] = seen[:, :, 0]
+        few["last_token_attention"] = jnp.einsum("bhrn,br->bhn", seen[:, :, : weight.shape[1]], weight)
         few["text_attention"] = seen[:, :, -sequence.text.question.shape[1] :]
     if "attention_received" in wants:
         weights = sequence.valid.astype(jnp.float32)
@@ -112,7 +114,11 @@ def _reduce(
     run.signals = {**run.signals, **_at_site(decoder, stack, sequence, run.plan.at(site), layer)}
     run.reduce(site)
     run.signals = {}
-    return sequence if run.tokens is before else sequence.with_visual(run.tokens, positions)
+    if run.tokens is before:
+        return sequence
+    if run.tokens.x is before.x and positions in ("keep", "restore"):  # hidden at most: nothing has moved
+        return sequence.hiding(run.tokens)
+    return sequence.with_visual(run.tokens, positions)
 
 
 def _at_site(decoder: Decoder, stack: Stack, sequence: Sequence, reducer: Reducer, layer: int) -> dict[str, Array]:
@@ -126,6 +132,8 @@ def _at_site(decoder: Decoder, stack: Stack, sequence: Sequence, reducer: Reduce
     for name in wants & arrays.keys():
         slots = sequence.question if name.startswith("text_") else sequence.slots
         few[name] = kernels.gather(arrays[name], slots)
+    if "rotary_logits" in wants:
+        few["rotary_logits"] = _rotary_logits(decoder, sequence)
     if "next_last_token_attention" in wants:
         few["next_last_token_attention"] = _ahead(decoder, stack.layer(layer), sequence)
     return {name: value for name, value in few.items() if name in wants}
@@ -134,6 +142,20 @@ def _at_site(decoder: Decoder, stack: Stack, sequence: Sequence, reducer: Reduce
 def _ahead(decoder: Decoder, layer: Layer, sequence: Sequence) -> Array:
     """Attention of the last token to the visual ones with the weights of the layer to come, [B,H,N]."""
     q, k, _ = layer.project(sequence.x, decoder.turn(sequence.position))
-    last = kernels.gather(q, sequence.last[:, None])  # sees every valid token
-    p = kernels.attention_scores(last, k, k, valid=sequence.valid, rows=(0,), return_probabilities=True).probabilities
-    return jnp.take_along_axis(p[:, :, 0], sequence.slots[:, None], 2)
+    asking, weight = sequence.asking
+    how = {"valid": sequence.valid, "return_probabilities": True}
+    if sequence.text.asks is None:  # the last token sees every valid one
+        p = kernels.attention_scores(kernels.gather(q, asking), k, k, rows=(0,), **how).probabilities
+    else:
+        causal = not decoder.config.bidirectional
+        p = kernels.attention_scores(q, k, k, rows=asking, causal=causal, **how).probabilities
+    p = jnp.einsum("bhrl,br->bhl", p, weight)
+    return jnp.take_along_axis(p, sequence.slots[:, None], 2)
+
+
+def _rotary_logits(decoder: Decoder, sequence: Sequence) -> Array:
+    """What the question's tokens would give the visual ones if all queries and keys were ones, [B,T,N]."""
+    ones = jnp.ones((*sequence.valid.shape, 1, decoder.config.head_dim), jnp.float32)
+    turned = rotate(ones, decoder.turn(sequence.position))[:, :, 0]
+    text, visual = (kernels.gather(turned, slots) for slots in (sequence.question, sequence.slots))
+    return jnp.einsum("btd,bnd->btn", text, visual) * decoder.config.head_dim**-0.5

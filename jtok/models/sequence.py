@@ -10,7 +10,6 @@ method left them, padding behind. Its length is static.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok import kernels
 from jtok.models.decoder import counted
+from jtok.plan import Positions
 from jtok.tokens import Tokens
-
-Positions = Literal["keep", "renumber"]
 
 
 @jax.tree_util.register_dataclass
@@ -52,12 +50,13 @@ class Text:
     valid: Bool[Array, "B M"]
     question: Int[Array, "B T"]  # which of them come after the last visual token
     question_valid: Bool[Array, "B T"]
+    asks: Int[Array, "B R"] | None = None  # which an answer follows (-1 = none), where there are answers: in training
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sequence:
-    """Text and visual tokens, L = M + N slots, those that are valid first."""
+    """Text and visual tokens, L = M + N slots: those that are valid first, unless some were hidden where they stood."""
 
     x: Float[Array, "B L D"]
     position: Int[Array, "B L P"]
@@ -71,7 +70,18 @@ class Sequence:
     @property
     def last(self) -> Int[Array, " B"]:
         """Slot of the last token of each row."""
-        return jnp.maximum(self.valid.sum(1, dtype=jnp.int32) - 1, 0)
+        slots = jnp.arange(self.valid.shape[1], dtype=jnp.int32)
+        return jnp.max(jnp.where(self.valid, slots, 0), 1)
+
+    @property
+    def asking(self) -> tuple[Int[Array, "B R"], Float[Array, "B R"]]:
+        """(slots of the tokens that an answer follows, weights that sum to one): the last token, or `Text.asks`."""
+        asks = self.text.asks
+        if asks is None:
+            return self.last[:, None], jnp.ones((self.valid.shape[0], 1), jnp.float32)
+        there = (asks >= 0).astype(jnp.float32)
+        slots = jnp.take_along_axis(self.others, jnp.maximum(asks, 0), 1)
+        return slots, there / jnp.maximum(there.sum(1, keepdims=True), 1)
 
     @property
     def question(self) -> Int[Array, "B T"]:
@@ -86,6 +96,12 @@ class Sequence:
         """The visual tokens with their features, as a reducer sees them."""
         return self.visual.replace(x=kernels.gather(self.x, self.slots))
 
+    def hiding(self, tokens: Tokens) -> Sequence:
+        """The sequence in which those of its visual tokens that are not valid in `tokens` are seen by none."""
+        rows = jnp.arange(self.valid.shape[0])[:, None]
+        valid = self.valid.at[rows, self.slots].set(tokens.mask())
+        return self.replace(valid=valid, visual=tokens.replace(x=tokens.x[..., :0]))
+
     def with_visual(self, tokens: Tokens, positions: Positions = "keep") -> Sequence:
         """The sequence with other visual tokens in place of these."""
         rows = {"x": self.x, "position": self.position, "valid": self.valid}
@@ -97,14 +113,17 @@ def assemble(tokens: Tokens, text: Text, places: Places, positions: Positions = 
     """The sequence of visual tokens and text.
 
     positions: `keep` gives every token the position of its place in the whole prompt, so that positions have gaps;
-    `renumber` counts the tokens that are there, from the prompt's first position.
+    `renumber` counts the tokens that are there, from the prompt's first position. `restore` and `order` do the same
+    with visual tokens put in the order of their places.
     """
-    n, m = tokens.count, text.x.shape[1]
+    n, m, features = tokens.count, text.x.shape[1], places.before.shape[1]
     place, there = places.of(tokens), tokens.mask()
     before = jnp.take_along_axis(places.before, place, 1)
-    end = (m + 1) * (n + 1)
-    visual_rank = jnp.where(there, before * (n + 1) + jnp.arange(n), end)
-    text_rank = jnp.where(text.valid, jnp.arange(m) * (n + 1) + n, end)
+    among = place if positions in ("restore", "order") else jnp.arange(n)
+    step = max(n, features) + 1
+    end = (m + 1) * step
+    visual_rank = jnp.where(there, before * step + among, end)
+    text_rank = jnp.where(text.valid, jnp.arange(m) * step + step - 1, end)
     order = jnp.argsort(jnp.concatenate([visual_rank, text_rank], 1), 1, stable=True).astype(jnp.int32)
     where = jnp.argsort(order, 1).astype(jnp.int32)  # old -> new slot
     rows = {
@@ -112,10 +131,10 @@ def assemble(tokens: Tokens, text: Text, places: Places, positions: Positions = 
         "position": jnp.concatenate([kernels.gather(places.position, place), text.position], 1),
         "valid": jnp.concatenate([there, text.valid], 1),
     }
-    if positions == "renumber":
+    if positions in ("renumber", "order"):
         first = jnp.min(jnp.where(rows["valid"], rows["position"][..., 0], jnp.iinfo(jnp.int32).max), 1, keepdims=True)
     rows = kernels.gather(rows, order)
-    if positions == "renumber":
+    if positions in ("renumber", "order"):
         rows["position"] = counted(rows["valid"], rows["position"].shape[-1], first)
     bare = dataclasses.replace(text, x=text.x[..., :0])
     return Sequence(

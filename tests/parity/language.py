@@ -1,0 +1,150 @@
+"""A decoder with recorded weights, and `prefill` over recorded embeddings: what adapters of in-LLM methods share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jtok.models.decoder import Decoder, DecoderConfig
+from jtok.models.prefill import prefill
+from jtok.models.sequence import Places, Text, assemble
+from jtok.models.sequence import Sequence as Prompt
+from jtok.models.stack import Run
+from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.signals import Signals
+from jtok.tokens import Tokens, from_features
+from tests.parity import timm_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Reducer):
+    """A reducer whose result and signals are remembered, as `memory["watched"][number]`; None only watches."""
+
+    number: int
+    reducer: Reducer | None = None
+    more: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the reducer reads, and more."""
+        return tuple(dict.fromkeys((*(self.reducer.reads if self.reducer else ()), *self.more)))
+
+    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
+        before = memory
+        out, memory = (tokens, memory) if self.reducer is None else self.reducer(tokens, s, memory)
+        score = self.reducer.score(tokens, s, before) if hasattr(self.reducer, "score") else None
+        seen = {"tokens": out, "before": tokens, "score": score, "signals": s.replace(key=None)}
+        return out, {**memory, "watched": {**memory.get("watched", {}), self.number: seen}}
+
+
+def decoder(weights: Mapping[str, np.ndarray], heads: int, eps: float, theta: float = 10000.0) -> Decoder:
+    """A Llama with the recorded layers, in their order; perceptrons and final norm may be missing (zeros and ones)."""
+    numbers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("layers.")})
+    width = weights[f"layers.{numbers[0]}.input_layernorm.weight"].shape[0]
+    layers = [_layer({k.split(".", 2)[2]: v for k, v in weights.items() if k.startswith(f"layers.{i}.")}, heads)
+              for i in numbers]  # fmt: skip
+    config = DecoderConfig(
+        vocabulary=1, width=width, depth=len(numbers), heads=heads, kv_heads=heads, head_dim=width // heads,
+        mlp=layers[0]["down"]["kernel"].shape[0], eps=eps, tied=True,
+    )  # fmt: skip
+    assert config.rotary.theta == theta
+    params = {
+        "embedding": np.zeros((1, width), np.float32),
+        "blocks": jax.tree.map(lambda *arrays: np.stack(arrays), *layers),
+        "norm": {"scale": weights.get("norm.weight", np.ones(width, np.float32))},
+    }
+    return timm_weights.fill(lambda: Decoder(config, nnx.Rngs(0)), params)
+
+
+def _layer(w: Mapping[str, np.ndarray], heads: int) -> dict:
+    width = w["input_layernorm.weight"].shape[0]
+    nothing = np.zeros((1, width), np.float32)
+
+    def linear(name: str, like: np.ndarray) -> np.ndarray:
+        return w.get(f"{name}.weight", like).T
+
+    def per_head(name: str) -> np.ndarray:
+        return linear(f"self_attn.{name}_proj", np.zeros((width, width), np.float32)).reshape(width, heads, -1)
+
+    gate_up = [linear(f"mlp.{name}_proj", nothing) for name in ("gate", "up")]
+    out = linear("self_attn.o_proj", np.zeros((width, width), np.float32))
+    return {
+        "norm1": {"scale": w["input_layernorm.weight"]},
+        "qkv": {"kernel": np.concatenate([per_head(name) for name in "qkv"], 1)},
+        "out": {"kernel": out.reshape(heads, -1, width)},
+        "norm2": {"scale": w.get("post_attention_layernorm.weight", np.ones(width, np.float32))},
+        "up": {"kernel": np.stack(gate_up, 1)},
+        "down": {"kernel": linear("mlp.down_proj", nothing.T)},
+    }
+
+
+def prompt(
+    x: np.ndarray, starts: Sequence[int], image: int, plan: Plan, valid: np.ndarray | None = None,
+    asks: np.ndarray | None = None,
+) -> tuple[Prompt, Tokens]:  # fmt: skip
+    """The sequence of embeddings x [B,L,D] in which row b has `image` visual tokens from slot starts[b] on.
+
+    valid [B,L]: which slots are real. asks [B,R]: slots that an answer follows, -1 for none.
+    """
+    b, length, _ = x.shape
+    m = length - image
+    visual = np.asarray(starts)[:, None] + np.arange(image)
+    text = np.stack([np.delete(np.arange(length), row) for row in visual])
+
+    def rows(array, index):
+        return np.take_along_axis(array, index.reshape(*index.shape, *[1] * (array.ndim - 2)), 1)
+
+    before = np.asarray(starts, np.int32)[:, None]
+    places = Places(
+        jnp.asarray(visual[..., None], jnp.int32), jnp.broadcast_to(before, (b, image)), jnp.ones((b, image), bool),
+        jnp.zeros((b, 1), jnp.int32), jnp.full((b, 1), image, jnp.int32),
+    )  # fmt: skip
+    question = before + np.arange(m - min(starts))
+    valid = np.ones((b, length), bool) if valid is None else valid
+    real = rows(valid, text)
+    index = np.minimum(question, m - 1).astype(np.int32)
+    if asks is not None:  # slots of the prompt -> numbers among the text
+        asks = jnp.asarray(np.where(asks >= 0, asks - image * (asks > before), -1), jnp.int32)
+    there = (question < m) & rows(real, index)
+    words = Text(
+        rows(x, text), jnp.asarray(text[..., None], jnp.int32), real, jnp.asarray(index), jnp.asarray(there), asks
+    )
+    tokens = from_features(rows(x, visual), (1, image))
+    return assemble(tokens, words, places, plan.positions), tokens
+
+
+def run(model: Decoder, x: np.ndarray, starts: Sequence[int], image: int, plan: Plan, **more) -> tuple[Prompt, dict]:
+    """(the last layer's outputs as a sequence, memory) of `prefill` with a plan."""
+
+    @jax.jit
+    def read():
+        sequence, tokens = prompt(x, starts, image, plan, **more)
+        state = Run(plan, tokens, jax.random.split(jax.random.key(0), x.shape[0]))
+        return prefill(model, sequence, state, 0, plan.positions)[0], state.memory
+
+    return read()
+
+
+def entering(layer: int, weights: Mapping[str, np.ndarray], plan: Plan) -> tuple[dict[str, np.ndarray], Plan]:
+    """Weights and plan of a model whose output is what enters `layer`: that one is made to add nothing, and is last."""
+    kept = {k: v for k, v in weights.items() if not k.startswith("layers.") or int(k.split(".")[1]) <= layer}
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        kept[f"layers.{layer}.{name}.weight"] = np.zeros_like(kept[f"layers.{layer}.{name}.weight"])
+    sites = {s: r for s, r in plan.sites.items() if s == "llm.input" or int(s.split(".")[2]) <= layer}
+    return kept, dataclasses.replace(plan, sites=sites)
+
+
+def watched(plan: Plan, *more: str) -> Plan:
+    """The plan with every reducer watched, numbered in order."""
+    sites = {site: Watched(i, reducer, more) for i, (site, reducer) in enumerate(plan.sites.items())}
+    return dataclasses.replace(plan, sites=sites)
+
+
+def target(image: int, layers: int, heads: int = 1) -> Target:
+    """What a method needs to know of a recorded model."""
+    return Target(depth=0, grid=(1, image), width=0, heads=heads, special=0, has_class=False, layers=layers)
