@@ -51,6 +51,15 @@ def rotation(
     return jnp.cos(angle), jnp.sin(angle)
 
 
+def axial_rotation(
+    position: Num[Array, "B N 2"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B N Dh2"], Float[Array, "B N Dh2"]]:
+    """(cosines, sines) float32 for patches at (row, column): half of the frequencies turn with either."""
+    angle = position.astype(jnp.float32)[..., None] * Rotary(theta).frequencies(head_dim // 2)
+    angle = angle.reshape(*position.shape[:-1], head_dim // 2)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
 def rotate(x: Float[Array, "B N H Dh"], turn: tuple[Array, Array]) -> Float[Array, "B N H Dh"]:
     """Turns channel i with channel i + Dh/2, in float32; the dtype stays."""
     cos, sin = (t[:, :, None] for t in turn)
