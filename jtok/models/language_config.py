@@ -39,7 +39,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": _QWEN,
     "qwen2_5_vl_text": {**_QWEN, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
-                        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8},
+                        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+                        "rms_norm_eps": 1e-5, "rope_theta": 1e6, "mrope_section": (16, 24, 24)},
+    "mllama_text_model": {**_LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 40,
+                          "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
     "gemma": _GEMMA,
 }  # fmt: skip
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -108,5 +111,5 @@ def _rotary(fields: Mapping[str, Any], source: object) -> Rotary:
         low=float(stated.get("low_freq_factor", 1.0)),
         high=float(stated.get("high_freq_factor", 4.0)),
         context=int(stated.get("original_max_position_embeddings", 8192)),
-        sections=tuple(stated.get("mrope_section", ())),
+        sections=tuple(stated.get("mrope_section", fields.get("mrope_section", ()))),
     )

@@ -44,13 +44,14 @@ class Rule:
     """One tensor (in each layer, if `path` lies in `blocks`): its spellings, its place, and how it lies in the file.
 
     `how`: flat - in the same order; linear - [outputs, inputs]; heads - the same, our inputs being [heads, channels];
-    patch - a convolution [outputs, channels, rows, columns]. `at` is the index into our tensor (of one layer) that it
-    fills. `thirds` is the range of its first axis that is meant: one tensor of query, key and value fills two of ours.
+    patch - a convolution [outputs, channels, rows, columns], our inputs being [rows, columns, channels]; conv - one
+    whose inputs are in our order. `at` is the index into our tensor (of one layer) that it fills. `thirds` is the range
+    of its first axis that is meant: one tensor of query, key and value fills two of ours. table - the very same shape.
     """
 
     names: tuple[str, ...]
     path: str
-    how: Literal["flat", "linear", "heads", "patch"]
+    how: Literal["flat", "linear", "heads", "patch", "conv", "table"]
     at: Where = lambda c: ...
     thirds: tuple[int, int] = (0, 3)
 

@@ -31,6 +31,8 @@ class Part:
     depth: int = 0
     spare: tuple[str, ...] = ()  # paths of ours, by their beginning, that this model may lack though the file has them
     cut: bool = False  # the file may hold more layers than the model uses
+    #: Number of a layer in the file -> (part, number there), where some of its layers make a stack of their own.
+    stacks: Mapping[int, tuple[str, int]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,9 @@ def read(weights: Weights, parts: Mapping[str, Part], like: Mapping[str, Any]) -
 def _place(leaf: jax.Array, tensor: jax.Array, start: tuple[int, ...], how: str, box: tuple[int, ...]) -> jax.Array:
     if how == "patch":
         tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
-    elif how != "flat":
+    elif how == "conv":
+        tensor = tensor.reshape(tensor.shape[0], -1).T
+    elif how not in ("flat", "table"):
         tensor = tensor.T
     return jax.lax.dynamic_update_slice(leaf, tensor.astype(leaf.dtype).reshape(box), start)
 
@@ -84,6 +88,8 @@ def _match(weights: Weights, parts: Mapping[str, Part], wanted: Mapping[str, Any
         if IGNORED.search(name):
             continue
         part, layer, rest = split_part(name)
+        if part in parts and layer in parts[part].stacks:
+            part, layer = parts[part].stacks[layer]
         rules = [r for r in _rules(parts, part, rest) if r.in_layers == (layer is not None)]
         if part in parts and layer is not None and parts[part].cut and layer >= parts[part].depth:
             continue
@@ -157,6 +163,10 @@ def _needed(rule: Rule, box: tuple[int, ...], config: Any) -> tuple[int, ...]:
         size *= side
     if rule.how == "patch" and not config.packed:
         return config.width, config.channels, config.patch, config.patch
+    if rule.how == "conv":
+        return config.kernel
+    if rule.how == "table":
+        return tuple(box)
     if rule.how == "flat":
         return tuple(box) if rule.path in ("position", "embedding") else (size,)
     inputs = size // box[-1] if rule.how == "heads" else box[0]

@@ -13,8 +13,11 @@ from jtok.models.names import Rule, split_name
 
 #: A part of a model and the module names by which it is known, anywhere in front.
 _PARTS = {
-    "tower": re.compile(r"^(?:model\.)?vision_tower\.(?:vision_model\.)?"),
-    "projector": re.compile(r"^(?:model\.)?multi_modal_projector\."),
+    "tower.deep": re.compile(r"^(?:model\.)?vision_model\.global_transformer\."),
+    "tower": re.compile(
+        r"^(?:model\.)?(?:vision_tower\.(?:vision_model\.)?|visual\.(?!merger\.mlp\.)|vision_model\.(?:transformer\.)?)"
+    ),
+    "projector": re.compile(r"^(?:model\.)?(?:multi_modal_projector|visual\.merger\.mlp)\."),
     "newline": re.compile(r"^(?:model\.)?(?=image_newline$)"),
     "language": re.compile(r"^(?:(?:model|language_model|text_model)\.)*"),
 }
@@ -81,3 +84,16 @@ LANGUAGE_NAMES = [
 PROJECTOR_NAMES = [*_linear("linear_1 linear 0", "layers.0"), *_linear("linear_2 2", "layers.1")]
 
 NEWLINE_NAMES = [Rule(("image_newline",), "", "flat")]
+
+#: The tower of Qwen2.5-VL; its merger's perceptron is the projector.
+QWEN_NAMES = [
+    Rule(("patch_embed.proj.weight",), "patch.kernel", "conv"),
+    Rule(("norm1.weight",), "blocks.norm1.scale", "flat"),
+    *_linear("attn.qkv", "blocks.qkv"),
+    *_linear("attn.proj", "blocks.out", "heads"),
+    Rule(("norm2.weight",), "blocks.norm2.scale", "flat"),
+    *_half("gate_proj", 0),
+    *_half("up_proj", 1),
+    *_linear("mlp.down_proj", "blocks.down"),
+    Rule(("merger.ln_q.weight",), "norm.scale", "flat"),
+]
