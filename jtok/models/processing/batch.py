@@ -42,6 +42,8 @@ class Batch:
     position: Float[np.ndarray, "B N 3"]  # time, row, column on the span's grid
     newline: Bool[np.ndarray, "B N"]
     span: Int[np.ndarray, "B N"]  # counted over the row; -1 = padding
+    resampled: Bool[np.ndarray, "B N"]
+    home: Int[np.ndarray, "B F"]  # which of the N a feature is (nearest to); -1 = cut away, or padding
     pixels: Float[np.ndarray, "B X ..."] | None  # None if no row has an image
     real: Bool[np.ndarray, "B X"] | None  # crops or patches that are not padding
     grids: tuple[tuple[tuple[int, int, int], ...], ...] = ()  # time, rows, columns per row and image (Qwen2.5-VL)
@@ -59,6 +61,8 @@ def pad_batch(prompts: Sequence[Prompt], pad: int, *, length: int = 0, tokens: i
         raise UserError("a batch needs at least one prompt.")
     longest = _room("ids", max(len(p.ids) for p in prompts), length)
     rows = [_row(prompt) for prompt in prompts]
+    homes = [row.pop("home") for row in rows]
+    most = max(map(len, homes))
     room = _room("visual tokens", max(len(row["source"]) for row in rows), tokens)
     taps = max(row["source"].shape[1] for row in rows)
     arrays = {name: np.stack([_fill(row[name], room, taps) for row in rows]) for name in rows[0]}
@@ -70,6 +74,7 @@ def pad_batch(prompts: Sequence[Prompt], pad: int, *, length: int = 0, tokens: i
         positions=np.stack([_pad_last(p.positions, longest) for p in prompts], -2),
         length=lengths,
         next_position=np.asarray([p.next_position for p in prompts], np.int32),
+        home=np.stack([np.pad(home, (0, most - len(home)), constant_values=-1) for home in homes]),
         pixels=pixels,
         real=real,
         grids=tuple(tuple(v.grid for v in p.visuals) for p in prompts) if _any(prompts, "grid") else (),
@@ -89,22 +94,27 @@ def _room(what: str, needed: int, given: int) -> int:
 
 
 def _row(prompt: Prompt) -> dict[str, np.ndarray]:
-    """Arrays over the visual tokens of one prompt, its images joined."""
+    """Arrays over the visual tokens of one prompt, its images joined; `home` is over its features."""
     parts: list[dict[str, np.ndarray]] = []
-    features = crops = spans = 0
+    homes = [np.zeros(0, np.int32)]
+    tokens = features = crops = spans = 0
     for index, (visual, offset) in enumerate(zip(prompt.visuals, prompt.offsets, strict=True)):
         one = layout(visual.spans)
         parts.append(_shift(one, features, crops, spans))
         in_sequence = visual.slots == len(one)
         slots = offset + np.arange(len(one)) if in_sequence else np.full(len(one), -1)
         parts[-1] |= dict(visual=slots.astype(np.int32), image=np.full(len(one), index, np.int32))
+        home = np.where(one.home < 0, -1, one.home + tokens)
+        homes.append(np.pad(home, (0, visual.features - len(home)), constant_values=-1))
+        tokens += len(one)
         features += visual.features
         crops += visual.spans[0].frames if visual.grid else len(visual.pixels)
         spans += len(visual.spans)
     if not parts:
         parts = [_shift(Layout(*_empty()), 0, 0, 0) | dict(visual=np.zeros(0, np.int32), image=np.zeros(0, np.int32))]
     taps = max(part["source"].shape[1] for part in parts)
-    return {name: np.concatenate([_fill(p[name], len(p["source"]), taps) for p in parts]) for name in parts[0]}
+    rows = {name: np.concatenate([_fill(p[name], len(p["source"]), taps) for p in parts]) for name in parts[0]}
+    return rows | {"home": np.concatenate(homes).astype(np.int32)}
 
 
 def _shift(one: Layout, features: int, crops: int, spans: int) -> dict[str, np.ndarray]:
@@ -116,13 +126,14 @@ def _shift(one: Layout, features: int, crops: int, spans: int) -> dict[str, np.n
         position=one.position,
         newline=one.newline,
         span=one.span + np.int32(spans),
+        resampled=one.resampled,
     )
 
 
 def _empty() -> tuple[np.ndarray, ...]:
     whole, real = np.int32, np.float32
     shapes = (((0, 1), whole), ((0, 1), real), ((0,), whole), ((0, 3), real), ((0,), bool), ((0,), whole))
-    return tuple(np.zeros(shape, kind) for shape, kind in shapes)
+    return tuple(np.zeros(shape, kind) for shape, kind in (*shapes, ((0,), bool), ((0,), whole)))
 
 
 def _fill(array: np.ndarray, room: int, taps: int) -> np.ndarray:

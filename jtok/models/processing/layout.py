@@ -90,7 +90,8 @@ class Layout:
     """The visual tokens of one image or video, one entry a token (N of them).
 
     A token is the sum over K of `weight` times the feature at `source`; K is 1, or 4 where a grid is resampled. A
-    newline token has source -1 and weight 0: the model puts its learned vector there.
+    newline token has source -1 and weight 0: the model puts its learned vector there. `home` is the way back: the token
+    of every feature, or the nearest one where a grid is resampled; -1 = cut away.
     """
 
     source: Int[np.ndarray, "N K"]
@@ -99,6 +100,8 @@ class Layout:
     position: Float[np.ndarray, "N 3"]  # time, row, column on the span's grid; -1 for class tokens
     newline: Bool[np.ndarray, " N"]
     span: Int[np.ndarray, " N"]
+    resampled: Bool[np.ndarray, " N"]  # the token's grid is: it is no single feature
+    home: Int[np.ndarray, " F"]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -108,8 +111,9 @@ def layout(spans: tuple[Span, ...]) -> Layout:
     """The per-token description of an image's spans, in their order."""
     taps = 4 if any(span.resampled for span in spans) else 1
     parts = [_span(span, index, taps) for index, span in enumerate(spans)]
-    names = [field.name for field in dataclasses.fields(Layout)]
-    return Layout(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    names = parts[0].keys()
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return Layout(**joined, home=_home(spans))
 
 
 def bilinear(size: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,7 +126,25 @@ def bilinear(size: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return low, np.minimum(low + 1, size - 1), at - low
 
 
-def _span(span: Span, index: int, taps: int) -> Layout:
+def _home(spans: tuple[Span, ...]) -> np.ndarray:
+    """The token of every feature; features behind the last span's crops are not counted."""
+    crops = max(span.crop + span.frames * span.tiles[0] * span.tiles[1] for span in spans)
+    home = np.full(crops * _per_crop(spans[0]), -1, np.int32)
+    first = 0
+    for span in spans:
+        top, left, height, width = span.kept
+        (rows, columns), closed = span.grid, int(span.newline == "row")
+        if height and width:
+            y, x, frame = np.arange(height)[:, None], np.arange(width)[None], np.arange(span.frames)[:, None, None]
+            near = [((2 * at + 1) * n // (2 * size)) for at, n, size in ((y, rows, height), (x, columns, width))]
+            feature = _feature(span, top + y, left + x) + frame * _per_crop(span)
+            home[feature] = first + span.special + (frame * rows + near[0]) * (columns + closed) + near[1]
+        home[span.crop * _per_crop(span) + np.arange(span.special)] = first + np.arange(span.special)
+        first += span.tokens
+    return home
+
+
+def _span(span: Span, index: int, taps: int) -> dict[str, np.ndarray]:
     source, weight, crop, position, newline = _grid(span, taps)
     if span.newline == "end":
         source = np.concatenate([source, np.full((1, taps), -1)])
@@ -137,13 +159,14 @@ def _span(span: Span, index: int, taps: int) -> Layout:
         crop = np.concatenate([np.full(span.special, span.crop), crop])
         position = np.concatenate([np.full((span.special, 3), -1), position])
         newline = np.concatenate([np.zeros(span.special, bool), newline])
-    return Layout(
+    return dict(
         source=source.astype(np.int32),
         weight=weight.astype(np.float32),
         crop=crop.astype(np.int32),
         position=position.astype(np.float32),
         newline=newline,
         span=np.full(len(source), index, np.int32),
+        resampled=np.full(len(source), span.resampled),
     )
 
 
