@@ -8,7 +8,6 @@ and their answer, which nobody attends to, and positions say where a token stand
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok import kernels
+from jtok.models.cross import CrossCache
 from jtok.models.decoder import Decoder, Layer, Stack, counted
 
 
@@ -47,7 +47,13 @@ class Cache:
         return self.k.nbytes + self.v.nbytes
 
 
-Caches = tuple[Cache, ...]
+#: In the order of the layers.
+Caches = tuple[Cache | CrossCache, ...]
+
+
+def free_slots(caches: Caches) -> int:
+    """Tokens that there is room for."""
+    return min(cache.slots - int(cache.used) for cache in caches if isinstance(cache, Cache))
 
 
 def new_cache(
@@ -67,17 +73,21 @@ def new_cache(
 
 
 def append(
-    decoder: Decoder, caches: Sequence[Cache], x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
+    decoder: Decoder, caches: Caches, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "B T D"], Caches]:
     """Runs T new tokens over what was read so far and writes them into the next T slots.
 
     Returns the last layer's outputs and the caches. There must be room: the caller counts, since slots are not known
     while tracing. In a row the valid tokens take consecutive positions, which differ by segment after renumbering.
     """
-    stack, start, written = Stack(decoder), 0, []
+    stack, start, crossed, written = Stack(decoder), 0, 0, []
     for cache in caches:
-        x, cache = _through(decoder, stack, start, cache, x, valid)
-        start += cache.layers
+        if isinstance(cache, CrossCache):
+            x = decoder.cross.layer(crossed).read(x, cache)
+            crossed += 1
+        else:
+            x, cache = _through(decoder, stack, start, cache, x, valid)
+            start += cache.layers
         written.append(cache)
     return x, tuple(written)
 

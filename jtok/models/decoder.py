@@ -47,6 +47,8 @@ class DecoderConfig:
     rotary: Rotary = Rotary()
     window: int = 0  # sliding attention window; 0 = none. Sequences longer than it are refused
     bidirectional: bool = False  # the tokens of a prompt see each other (PaliGemma)
+    extra_ids: int = 0  # ids that are read and never written: rows of the embedding behind the vocabulary
+    cross: tuple[int, ...] = ()  # cross-attention layers, each by the number of layers before it (`cross.CrossDecoder`)
     remat: bool = False
     dtype: Dtype = "float32"
     storage: Dtype = "float32"  # of parameters
@@ -112,7 +114,7 @@ class Decoder(nnx.Module):
         if c.heads % c.kv_heads:
             raise UserError(f"{c.heads} query heads cannot share {c.kv_heads} key heads: choose a divisor.")
         init, storage = nnx.initializers.normal(0.02), jnp.dtype(c.storage)
-        self.embedding = nnx.Param(init(rngs.params(), (c.vocabulary, c.width), storage))
+        self.embedding = nnx.Param(init(rngs.params(), (c.vocabulary + c.extra_ids, c.width), storage))
 
         @nnx.split_rngs(splits=c.depth)
         @nnx.vmap(in_axes=0, out_axes=0)

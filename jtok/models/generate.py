@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
-from jtok.models.cache import Caches, append
+from jtok.models.cache import Caches, append, free_slots
 from jtok.models.decoder import Decoder
 from jtok.models.sampling import Sampling, sample
 
@@ -89,7 +89,7 @@ def stream(
 
     The state handed in is used up: go on with the one yielded last. Raises UserError where the cache has no room.
     """
-    room = min(cache.slots - int(cache.used) for cache in state.caches)
+    room = free_slots(state.caches)
     if tokens > room:
         raise UserError(f"{tokens} tokens are asked for and the cache has room for {room}: make the room larger.")
     while tokens > 0 and not bool(np.all(state.done)):

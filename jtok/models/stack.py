@@ -95,21 +95,35 @@ def _wants(plan: Plan, depth: int, prefix: str) -> list[tuple[str, ...]]:
     return [tuple(sorted(w)) for w in wants]
 
 
-def run_blocks(blocks: nnx.Module, depth: int, run: Run, *, prefix: str = "tower", remat: bool = False) -> Run:
-    """Runs `depth` blocks, parameters stacked over layers, over `run.tokens`. Changes and returns `run`."""
+def run_blocks(
+    blocks: nnx.Module,
+    depth: int,
+    run: Run,
+    *,
+    prefix: str = "tower",
+    remat: bool = False,
+    part: range | None = None,
+    first: int = 0,
+) -> Run:
+    """Runs `depth` blocks, parameters stacked over layers, over `run.tokens`. Changes and returns `run`.
+
+    part: numbers of the blocks to run, where the model does something of its own between blocks. first: number of the
+    stack's first block, where `depth` counts the blocks of several stacks.
+    """
     graphdef, stacked = nnx.split(blocks)
     wants = _wants(run.plan, depth, prefix)
-    has = run.plan.at
+    has, part = run.plan.at, range(depth) if part is None else part
+    own = jax.tree.leaves(stacked)[0].shape[0]
 
     def block_at(i):
-        return nnx.merge(graphdef, jax.tree.map(lambda p: p[i], stacked))
+        return nnx.merge(graphdef, jax.tree.map(lambda p: p[i - first], stacked))
 
     def whole(tokens: Tokens, layer) -> Array:
         tokens, _ = layer.attend(tokens)
         return layer.feed_forward(tokens).x
 
     def scan(tokens: Tokens, start: int, stop: int) -> Tokens:
-        everything = stop - start == depth
+        everything = stop - start == own
         keep = run.hidden is not None
 
         def body(x, item):
@@ -141,10 +155,10 @@ def run_blocks(blocks: nnx.Module, depth: int, run: Run, *, prefix: str = "tower
         if run.hidden is not None:
             run.hidden.append(run.tokens.x)
 
-    i = 0
-    while i < depth:
+    i = part.start
+    while i < part.stop:
         run.reduce(f"{prefix}.block.{i}.input")
-        stop = _segment_end(i, depth, wants, has, prefix)
+        stop = _segment_end(i, part.stop, wants, has, prefix)
         if stop - i <= 1:
             single(i)
             stop = i + 1

@@ -1,0 +1,145 @@
+"""Llama-3.2-Vision (arXiv:2407.21783): the decoder looks at visual tokens by cross-attention, and has none of its own.
+
+What is reduced are the states that the cross-attention layers read, at the sites of the tower (a tile at a time), at
+`projector`, and at `cross.K`, before the K-th of these layers counted from 0 (3, 8, ..., 38 of 40 layers in the
+released model). From the projector on a reducer sees the tokens of all tiles of a row, class tokens among them;
+`segment` says which tile is whose, and tiles that are not there are not valid. Used functionally, like `VLMNetwork`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from jtok.errors import UserError
+from jtok.models.cross import CrossDecoder
+from jtok.models.cross_prefill import BEYOND, View, cross_prefill, cross_sites, fit
+from jtok.models.decoder import DecoderConfig
+from jtok.models.projectors import Perceptron, ProjectorConfig
+from jtok.models.sequence import Text, fold
+from jtok.models.stack import Run, sites
+from jtok.models.tiled_inputs import TiledInputs, arrange_tiles
+from jtok.models.tiled_vision import TiledConfig, TiledTower
+from jtok.models.vlm import Reading
+from jtok.plan import Plan, Target
+from jtok.tokens import Tokens, rename
+
+
+@dataclasses.dataclass(frozen=True)
+class MllamaConfig:
+    """A tiled tower, a linear projector, and a decoder with cross-attention layers."""
+
+    tower: TiledConfig
+    projector: ProjectorConfig
+    language: DecoderConfig
+    image_token: int  # id that stands for an image
+    family: str = "mllama"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of a tile."""
+        return self.tower.side, self.tower.side
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of the cross-attention layers among all of the decoder's layers."""
+        return tuple(before + k for k, before in enumerate(self.language.cross))
+
+    def target(self) -> Target:
+        """What a method needs to know to make its plan for this model; its patches are those of a tile."""
+        depth = self.language.depth + len(self.language.cross)
+        return dataclasses.replace(self.tower.target(), layers=depth, language_width=self.language.width)
+
+    def sites(self) -> list[str]:
+        """Names of all sites, in the order in which they are reached."""
+        return [*sites(self.tower.depth), "projector", *cross_sites(len(self.language.cross))]
+
+    def fit(self, plan: Plan) -> Plan:
+        """A plan for a decoder that has visual tokens among its own, with its reducers at the sites of this one."""
+        return fit(plan, self.layers)
+
+    def check(self, plan: Plan) -> None:
+        """Raises UserError for a plan that does not fit."""
+        plan.check(self.sites())
+        if getattr(plan.projector, "layers_read", ()):
+            raise UserError(f"{type(plan.projector).__name__} reads layers of the tower that mllama does not hand out.")
+
+    def network(self, rngs: nnx.Rngs) -> MllamaNetwork:
+        """The model with its arrays."""
+        return MllamaNetwork(self, rngs)
+
+    def decoder(self, rngs: nnx.Rngs) -> CrossDecoder:
+        """The part that answers, as it stands in `network`."""
+        return CrossDecoder(self.language, rngs)
+
+    def arrange(self, batch: Any, step: int = 1) -> TiledInputs:
+        """What `network` takes for a batch of prompts."""
+        return arrange_tiles(batch, step=step)
+
+
+class MllamaNetwork(nnx.Module):
+    """The arrays of the model, and the way through it."""
+
+    def __init__(self, config: MllamaConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        self.tower = TiledTower(c.tower, rngs)
+        self.projector = Perceptron(c.projector, c.language.compute, rngs)
+        self.language = c.decoder(rngs)
+
+    def __call__(self, inputs: TiledInputs, plan: Plan, room: int, key: Array | None = None) -> Reading:
+        """Reads the prompts. `room`: free slots that the caches get for answers and further questions.
+
+        key: one PRNG key a row [B] (default: the same fixed key for every row). Raises UserError for a plan or pixels
+        that do not fit.
+        """
+        self.config.check(plan)
+        b = inputs.ids.shape[0]
+        keys = jnp.broadcast_to(jax.random.key(0), (b,)) if key is None else key
+        x = self.language.embed(inputs.ids)
+        text = Text(x, inputs.position, inputs.valid, inputs.question, inputs.question_valid)
+        ends = jnp.maximum(text.valid.sum(1, dtype=jnp.int32) - 1, 0)[:, None, None]
+        view = View(inputs.seen, jnp.take_along_axis(jnp.asarray(inputs.seen), ends, 1)[:, 0])
+        run, most = Run(plan, None, keys), 0
+        if inputs.pixels is not None:
+            run, most = self._look(inputs, plan, keys)
+        text, caches = cross_prefill(self.language, text, view, run, room, most)
+        logits = self.language.logits(jnp.take_along_axis(text.x, ends, 1))[:, 0]
+        return Reading(logits, caches, text, run.memory, run.stages)
+
+    def _look(self, inputs: TiledInputs, plan: Plan, keys: Array) -> tuple[Run, int]:
+        """(the run with the projected visual tokens of each row, the most that a row has without its padding)."""
+        (b, tiles), images = inputs.pixels.shape[:2], inputs.aspects.shape[1]
+        each = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(tiles)))(keys).reshape(-1)
+        pixels = jnp.reshape(inputs.pixels, (b * tiles, *inputs.pixels.shape[2:]))
+        there, aspects = jnp.reshape(inputs.real, -1), jnp.reshape(inputs.aspects, -1)
+        seen = self.tower(pixels, aspects, there, plan.part("tower"), key=each)
+        if plan.projector is None:
+            tokens = self.projector(seen.tokens.replace(special=0), (), plan.projector_count)
+        else:  # made for the patches of a grid
+            tokens = plan.projector(seen.tokens.split()[1], (), plan.projector_count)
+        most, tokens = inputs.visible * tokens.count, fold(tokens, tiles)
+        shown = jnp.repeat(jnp.asarray(inputs.aspects) > 0, tiles // images, 1) & ~inputs.real
+        run = Run(plan, _marked(tokens, inputs.real, shown), keys, memory=seen.memory, stages=dict(seen.stages))
+        run.reduce("projector")
+        return run, most
+
+
+def _marked(tokens: Tokens, real: Array, beyond: Array) -> Tokens:
+    """Tokens of tiles that are not real are padding; those that fill an image up are marked."""
+
+    def of_tokens(tiles: Array) -> Array:
+        return jnp.take_along_axis(jnp.asarray(tiles), tokens.segment, 1)
+
+    valid = tokens.mask() & of_tokens(real)
+    slots = jnp.broadcast_to(jnp.arange(tokens.count, dtype=jnp.int32), valid.shape)
+    return tokens.replace(
+        valid=valid,
+        size=jnp.where(valid, tokens.size, 0),
+        owner=rename(tokens.owner, jnp.where(valid, slots, -1)),
+        carry={**tokens.carry, BEYOND: (tokens.mask() & of_tokens(beyond)).astype(jnp.float32)},
+    )
