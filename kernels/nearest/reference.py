@@ -84,13 +84,25 @@ def pair_value(
 ) -> Float[Array, "g n k"]:
     """The similarity (cosine, dot) or squared distance (l2) of every row and its chosen candidates, differentiable.
 
-    One rank after the other, because the chosen candidates of all ranks take k times the memory of `a`.
+    One rank after the other, because the chosen candidates of all ranks take k times the memory of `a`; on a CPU also
+    image by image, which keeps them in its cache (2.4 times faster at 8 x 577 x 1024, k = 5).
     """
+    together = partial(_of_ranks, metric=metric)
+
+    def by_image(a, b, index):
+        if b.shape[0] == 1:
+            return together(a, b, index)
+        return lax.map(lambda one: together(*(x[None] for x in one))[0], (a, b, index))
+
+    return lax.platform_dependent(a, b, index, cpu=by_image, default=together)
+
+
+def _of_ranks(a, b, index, metric: str) -> Float[Array, "g n k"]:
     owner = 0 if b.shape[0] == 1 else jnp.arange(b.shape[0])[:, None]
     rows = a.astype(jnp.float32)
 
     def of_rank(index: Int[Array, "g n"]) -> Float[Array, "g n"]:
-        chosen = b[owner, index].astype(jnp.float32)
+        chosen = lax.optimization_barrier(b[owner, index]).astype(jnp.float32)
         if metric == "l2":
             return jnp.sum(jnp.square(rows - chosen), -1)
         dots = jnp.sum(rows * chosen, -1)
