@@ -7,6 +7,7 @@ A command declares absl flags on a `FlagValues` of its own, and may take an `ml_
 Whatever is wrong on the command line or in the config file ends as one sentence on stderr and exit code 2.
 """
 
+import ast
 import dataclasses
 import difflib
 import os
@@ -42,6 +43,7 @@ class Command:
       run: does the work with the parsed flags (attributes named after the flags) and the locked config, or None where
         no config was given; its int is the exit code.
       config: whether `--config` is refused (None), allowed or demanded.
+      argument: name of the one argument that may be given without a flag's name; it is None in `run` if it was not.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Command:
     flags: Callable[[absl_flags.FlagValues], None]
     run: Callable[[SimpleNamespace, ConfigDict | None], int]
     config: Literal["optional", "required"] | None = None
+    argument: str | None = None
 
 
 def main(commands: Sequence[Command], argv: Sequence[str], program: str = "jtok") -> int:
@@ -123,9 +126,14 @@ def parse(argv: Sequence[str], command: Command) -> tuple[SimpleNamespace, Confi
         raise UserError(_lower_first(str(error))) from None
     except (ValueError, TypeError) as error:  # `--noflag=value`; a value that the config itself refuses
         raise UserError(_lower_first(str(error))) from None
+    given = SimpleNamespace(**{name: values[name].value for name in names})
+    if command.argument:
+        setattr(given, command.argument, rest.pop(0) if rest else None)
+        if rest:
+            raise UserError(f"the {command.argument} is followed by {rest[0]!r}: put it in quotes, as one argument")
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: values are given as --flag=value")
-    return SimpleNamespace(**{name: values[name].value for name in names}), config
+    return given, config
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "--") -> str:
@@ -150,6 +158,7 @@ def _config(argv: list[str], values: absl_flags.FlagValues, required: bool) -> t
             raise UserError("--config is missing: add --config=FILE.py")
         return None, rest
     config = load_config(target)
+    _add_options(config, rest)
     fields = _fields(config)
     for override in overrides:
         _check_field(override, fields, target)
@@ -161,6 +170,23 @@ def _config(argv: list[str], values: absl_flags.FlagValues, required: bool) -> t
     except LookupError as error:  # an index past the end of a list
         raise UserError(f"cannot set --config.{' or --config.'.join(overrides)}: {error}") from None
     return config, rest
+
+
+def _add_options(config: ConfigDict, argv: list[str]) -> None:
+    """Adds fields that only the command line names to groups called `options`: what they may hold depends on what they
+    are the options of (a method, a data set), which checks their names itself."""
+    for arg in argv:
+        match = re.fullmatch(r"--?config\.((?:\w+\.)*options)\.(\w+)=(.*)", arg, re.DOTALL)
+        group = config
+        for name in match[1].split(".") if match else ():
+            group = group.get(name) if isinstance(group, ConfigDict) else None
+        if match and isinstance(group, ConfigDict) and match[2] not in group:
+            try:
+                value = ast.literal_eval(match[3])
+            except (ValueError, SyntaxError):
+                value = match[3]
+            with group.unlocked():
+                group[match[2]] = value
 
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -262,7 +288,8 @@ def command_help(command: Command, label: str) -> str:
     """The text of `jtok NAME --help`: what the command does, and each flag with its type and default."""
     values = absl_flags.FlagValues()
     command.flags(values)
-    lines = [f"usage: {label} [--flag=value ...]", "", command.help.strip(), "", "flags:"]
+    argument = f' "{command.argument.upper()}"' if command.argument else ""
+    lines = [f"usage: {label} [--flag=value ...]{argument}", "", command.help.strip(), "", "flags:"]
     if command.config:
         text = f"{command.config}; a Python file with get_config; change its fields by --config.field=value"
         lines += _flag_help("--config=FILE.py[:ARGUMENT]", text)

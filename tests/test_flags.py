@@ -243,3 +243,16 @@ def test_a_reader_that_leaves_early_is_no_error():
     err = child.stderr.read()
     assert (child.wait(timeout=60), err) == (141, b"")
     child.stderr.close()
+
+
+def test_groups_called_options_take_fields_of_their_own(tmp_path):
+    path = write(
+        tmp_path,
+        "from ml_collections import ConfigDict\ndef get_config():\n"
+        "    return ConfigDict(dict(data=dict(name='scenes', options=dict(size=64))))\n",
+    )
+    options = ["--config.data.options.cut=contiguous", "--config.data.options.seed=3", "--config.data.options.size=96"]
+    _, config = parse([f"--config={path}", *options], SWEEP)
+    assert config.data.options.to_dict() == {"size": 96, "cut": "contiguous", "seed": 3}
+    with pytest.raises(UserError, match="unknown config field --config.data.cut"):
+        parse([f"--config={path}", "--config.data.cut=contiguous"], SWEEP)
