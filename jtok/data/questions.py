@@ -97,6 +97,27 @@ def _times_cast(dice: Dice) -> _Cast:
     return _Cast([asked] * times + _others(dice, asked, count - times), _sizes(dice, count), asked)
 
 
+class Scene(NamedTuple):
+    """A picture and a question. boxes: tight around the strokes of each digit; centres: of its frame, (y, x)."""
+
+    kind: str
+    question: str
+    answer: str
+    image: np.ndarray  # uint8 [size, size, 3]
+    classes: list[int]
+    boxes: list[list[int]]
+    centres: np.ndarray  # float64 [n, 2]
+
+    def picture(self) -> dict[str, np.ndarray]:
+        """The image, and the labels and boxes of MOST_DIGITS digits, padded with -1 and 0."""
+        padding = MOST_DIGITS - len(self.classes)
+        return {
+            "image": self.image,
+            "labels": np.array(self.classes + [-1] * padding, np.int32),
+            "boxes": np.array(self.boxes + [[0, 0, 0, 0]] * padding, np.float32),
+        }
+
+
 _CASTS: dict[str, Callable[[Dice], _Cast]] = {
     "corner": functools.partial(_any_cast, 2, MOST_DIGITS),
     "largest": _largest_cast,
@@ -117,15 +138,21 @@ def _free(kind: str, corners: np.ndarray, sides: np.ndarray, size: int) -> np.nd
     first, second = np.triu_indices(len(sides), 1)
     apart = np.abs(centres[:, first] - centres[:, second])  # [layouts, pairs, 2]
     good = (apart.max(-1) >= (sides[first] + sides[second]) / 2 + _GAP * size / 96).all(1)
+    return good & clear_sides(kind, centres, size)
+
+
+def clear_sides(kind: str, centres: np.ndarray, size: int) -> np.ndarray:
+    """Whether the sides that a kind of question asks about are clear: bool [...] from [..., n, 2]."""
+    first, second = np.triu_indices(centres.shape[-2], 1)
     if kind == "left":
-        good &= (apart[..., 1] >= size / 16).all(1)
+        return (np.abs(centres[..., first, 1] - centres[..., second, 1]) >= size / 16).all(-1)
     if kind == "corner":
-        good &= (np.abs(centres - size / 2) >= size / 16).all((1, 2))
-        good &= (_quarters(centres, size) == 1).any(1)
-    return good
+        off_line = (np.abs(centres - size / 2) >= size / 16).all((-2, -1))
+        return off_line & (quarters(centres, size) == 1).any(-1)
+    return np.ones(centres.shape[:-2], bool)
 
 
-def _quarters(centres: np.ndarray, size: int) -> np.ndarray:
+def quarters(centres: np.ndarray, size: int) -> np.ndarray:
     """How many digits are in each quarter of the canvas, in the order of CORNERS: [..., 4] from [..., n, 2]."""
     low = centres > size / 2
     place = 2 * low[..., 0] + low[..., 1]
@@ -141,7 +168,7 @@ def _layout(kind: str, sides: np.ndarray, size: int, rng: np.random.Generator) -
             return corners[good.argmax()].astype(np.int64)
 
 
-def _article(number: int) -> str:
+def article(number: int) -> str:
     return f"an {NUMBERS[number]}" if number == 8 else f"a {NUMBERS[number]}"
 
 
@@ -149,9 +176,9 @@ def _ask(kind: str, cast: _Cast, centres: np.ndarray, size: int, dice: Dice) -> 
     """The question and its answer; centres: float64 [n, 2], (y, x) of the digits' frames."""
     classes = cast.classes
     if kind == "corner":
-        alone = np.flatnonzero(_quarters(centres, size) == 1)
+        alone = np.flatnonzero(quarters(centres, size) == 1)
         corner = alone[dice.whole(0, len(alone))]
-        inside = [_quarters(centre[None], size)[corner] for centre in centres]
+        inside = [quarters(centre[None], size)[corner] for centre in centres]
         return f"which digit is {CORNERS[corner]}", str(classes[int(np.argmax(inside))])
     if kind == "largest":
         return "which digit is largest", str(classes[cast.largest])
@@ -160,11 +187,11 @@ def _ask(kind: str, cast: _Cast, centres: np.ndarray, size: int, dice: Dice) -> 
     if kind == "sum":
         return "what is the sum of the digits", str(sum(classes))
     if kind == "presence":
-        return f"is there {_article(cast.asked)}", "yes" if cast.asked in classes else "no"
+        return f"is there {article(cast.asked)}", "yes" if cast.asked in classes else "no"
     if kind == "left":
         answer, asked = (classes[place] for place in np.argsort(centres[:, 1])[:2])
         return f"what is left of the {NUMBERS[asked]}", str(answer)
-    return f"how many times does {_article(cast.asked)} occur", str(classes.count(cast.asked))
+    return f"how many times does {article(cast.asked)} occur", str(classes.count(cast.asked))
 
 
 @functools.cache
@@ -201,6 +228,18 @@ class DigitQuestions:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        scene = self.scene(index)
+        ids = encode_question(scene.question)
+        return {
+            **scene.picture(),
+            "question": ids,
+            "question_length": np.int32((ids != PAD).sum()),
+            "answer": encode_answer(scene.answer),
+            "kind": np.int32(KINDS.index(scene.kind)),
+        }
+
+    def scene(self, index: int) -> Scene:
+        """What is in picture number `index`, and the question that it was made for."""
         # At most 11 draws for the cast, 5 for the background, 6 a digit, 13 a patch and 19 a fragment.
         split, cut = photographs.SPLITS.index(self.split), digits.CUTS.index(self.cut)
         dice = Dice(self.seed, split, cut, int(index), 1, draws=128)
@@ -208,19 +247,10 @@ class DigitQuestions:
         cast = _CASTS[kind](dice)
         sides = np.array([_sides(self.size)[place] for place in cast.sizes], np.float64)
         corners = _layout(kind, sides, self.size, dice.rng)
-        question, answer = _ask(kind, cast, corners + sides[:, None] / 2, self.size, dice)
-        ids = encode_question(question)
+        centres = corners + sides[:, None] / 2
+        question, answer = _ask(kind, cast, centres, self.size, dice)
         image, boxes = self._draw(cast, corners, dice)
-        padding = MOST_DIGITS - len(cast.classes)
-        return {
-            "image": image,
-            "question": ids,
-            "question_length": np.int32((ids != PAD).sum()),
-            "answer": encode_answer(answer),
-            "kind": np.int32(KINDS.index(kind)),
-            "labels": np.array(cast.classes + [-1] * padding, np.int32),
-            "boxes": np.array(boxes + [[0, 0, 0, 0]] * padding, np.float32),
-        }
+        return Scene(kind, question, answer, image, cast.classes, boxes, centres)
 
     def _sprites(self, place: int, pose: int) -> np.ndarray:
         """The digits of the split at one size in one pose: float32 [n, side, side]."""

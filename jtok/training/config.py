@@ -12,6 +12,7 @@ def default_train_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.batch = 128  # rows per update, over all devices and processes
     train.steps = 1000  # updates
+    train.optimizer = "adamw"  # or muon: hidden kernels by Muon, the rest by AdamW
     train.lr = 1e-3  # peak learning rate
     train.min_lr = 0.0  # learning rate of the last update
     train.warmup = 100  # updates over which the rate rises linearly to its peak
@@ -39,6 +40,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     rules = [
         ("batch", train.batch >= 1, "at least 1"),
         ("steps", train.steps >= 1, "at least 1"),
+        ("optimizer", train.optimizer in ("adamw", "muon"), "adamw or muon"),
         ("lr", train.lr > 0, "above 0"),
         ("min_lr", 0 <= train.min_lr <= train.lr, f"between 0 and lr = {train.lr}"),
         ("warmup", 0 <= train.warmup < train.steps, f"at least 0 and below steps = {train.steps}"),

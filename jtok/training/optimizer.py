@@ -39,8 +39,34 @@ def build(train: ml_collections.ConfigDict, mask=decay_mask) -> optax.GradientTr
     Frozen leaves are not given to it, so they neither count in the norm nor cost memory.
     mask: `{name: array} -> {name: bool}`, which leaves decay.
     """
-    adamw = optax.adamw(learning_rate(train), b1=train.b1, b2=train.b2, weight_decay=train.weight_decay, mask=mask)
-    return optax.chain(optax.clip_by_global_norm(train.clip), adamw) if train.clip else adamw
+    rate = learning_rate(train)
+    adam = {"b1": train.b1, "b2": train.b2, "weight_decay": train.weight_decay}
+    if train.optimizer == "muon":
+        update = optax.contrib.muon(
+            rate, weight_decay=train.weight_decay, weight_decay_mask=mask, adam_b1=train.b1, adam_b2=train.b2,
+            adam_weight_decay=train.weight_decay, muon_weight_dimension_numbers=matrices, consistent_rms=0.2,
+        )  # fmt: skip
+    else:
+        update = optax.adamw(rate, **adam, mask=mask)
+    return optax.chain(optax.clip_by_global_norm(train.clip), update) if train.clip else update
+
+
+def matrices(params: dict[str, Array]) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+    """Which parameters Muon turns (kernels between hidden layers), and which of their axes are inputs and outputs.
+
+    The first axis of kernels in `blocks` counts layers; attention's output projection has two axes of inputs.
+    """
+    found = {}
+    for name, a in params.items():
+        if isinstance(a, optax.MaskedNode):  # not of those that Muon turns
+            found[name] = a
+            continue
+        first = int(".blocks." in f".{name}")
+        split = a.ndim - 1 if name.endswith("out.kernel") else first + 1
+        axes = tuple(range(first, split)), tuple(range(split, a.ndim))
+        hidden = name.endswith("kernel") and not name.startswith("dense.")
+        found[name] = optax.contrib.MuonDimensionNumbers(*axes) if hidden else None
+    return found
 
 
 def averaged(ema, params, decay: float, step):
