@@ -14,7 +14,7 @@ from jtok.training.classify import default_config
 
 
 def get_config(arg: str = ""):
-    """`arg`: "" for the shipped model, "quick" for a few minutes (a smoke run), "contiguous" for a test by other writers.
+    """`arg`: "" for the shipped model, "quick" for a few minutes, "contiguous" for a test by other writers.
 
     The 1,797 digits lie in the order in which they were collected, so that the last fifth is mostly of writers who
     have no digit among the first four; "contiguous" trains on those and tests on the last.

@@ -41,15 +41,17 @@ def _run(args, config) -> int:
         print(json.dumps(rows, indent=2, default=str))
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
-    table = Table(title=f"{len(rows)} methods", show_lines=False)
-    for column in ("method", "what it does", "paper", "family", "training", "reads", "where"):
-        table.add_column(column, overflow="fold")
+    console, width = Console(), max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        reads = ", ".join(row["reads"]) or "-"
-        table.add_row(row["name"], row["idea"], row["paper"], row["family"], row["training"], reads, row["site"])
-    Console().print(table)
+        reads = f"; reads {', '.join(row['reads'])}" if row["reads"] else ""
+        trained = {"none": "no training", "optional": "may be trained", "required": "trained"}[row["training"]]
+        console.print(Text.assemble((f"{row['name']:<{width}}  ", "bold"), row["idea"]))
+        facts = Text(f"{row['paper']}; {row['family']}, {trained}; {row['site']}{reads}", style="dim")
+        console.print(Padding(facts, (0, 0, 0, width + 2)))
+    console.print(f"{len(rows)} methods; --json gives all that is known of each, --family=vlm those of a family")
     return 0
 
 
