@@ -4,28 +4,32 @@ import numpy as np
 import torch
 import transformers
 
-from jtok.models.processing import Prompt, Span, VisualInput, mrope_positions
+from jtok.models.arrange import Inputs, arrange
+from jtok.models.processing import Prompt, Span, VisualInput, mrope_positions, pad_batch
 from tests.models.language import TEXT, randomise
 
 IMAGE, VIDEO = 99, 98
 TICKS = 2
 
-VISION = {"depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 14,
-          "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56, "fullatt_block_indexes": [1, 3],
+VISION = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 14,
+          "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56, "fullatt_block_indexes": [0, 2],
           "out_hidden_size": 64, "in_channels": 3, "tokens_per_second": TICKS}  # fmt: skip
 
 
-def model(seed: int = 0):
-    """A randomised Qwen2.5-VL with windows of 2x2 tokens in every other block."""
+def model(seed: int = 0, *, vocabulary: int = 128, ids: tuple[int, ...] = (IMAGE, VIDEO, 97, 96), **changes):
+    """A randomised Qwen2.5-VL with windows of 2x2 tokens in every other block.
+
+    ids: of images, of videos, and of what stands before and behind them. changes: fields of the tower.
+    """
     torch.manual_seed(seed)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
     config = transformers.Qwen2_5_VLConfig(
-        vision_config=VISION,
-        text_config={**TEXT, "hidden_size": 64, "rope_parameters": rope},
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=97,
-        vision_end_token_id=96,
+        vision_config={**VISION, **changes},
+        text_config={**TEXT, "hidden_size": 64, "vocab_size": vocabulary, "rope_parameters": rope},
+        image_token_id=ids[0],
+        video_token_id=ids[1],
+        vision_start_token_id=ids[2],
+        vision_end_token_id=ids[3],
     )
     model = randomise(transformers.Qwen2_5_VLForConditionalGeneration(config), seed)
     model.set_attn_implementation("eager")
@@ -56,10 +60,15 @@ def prompt(parts: list, seed: int) -> Prompt:
     return Prompt(np.asarray(ids, np.int32), tuple(visuals), tuple(offsets), positions)
 
 
-def reference(one: Prompt) -> dict[str, torch.Tensor]:
+def inputs(model, some: list[Prompt], step: int = 1) -> Inputs:
+    """One batch of them."""
+    return arrange(pad_batch(some, 0), model.config.grid, step=step)
+
+
+def reference(one: Prompt, image: int = IMAGE, video: int = VIDEO) -> dict[str, torch.Tensor]:
     """The inputs of transformers for one prompt."""
     ids = torch.tensor(one.ids[None]).long()
-    kinds = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    kinds = (ids == image).int() + 2 * (ids == video).int()
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}
     for kind, pixels, grid in (
         ("image", "pixel_values", "image_grid_thw"),
