@@ -27,6 +27,7 @@ from jtok.models.rotary import axial_rotation, rotate
 from jtok.models.stack import Run
 from jtok.models.vit import ViTOutput
 from jtok.plan import Plan, Target
+from jtok.pruner import Pruner
 from jtok.tokens import from_features
 
 Turn = tuple[Array, Array]
@@ -76,6 +77,14 @@ class QwenVisionConfig:
         """The only site of the tower."""
         return ["tower.output"]
 
+    def fit(self, plan: Plan) -> Plan:
+        """The plan with pruners that look at no attention moved from the blocks behind the tower: the last of them."""
+        inside = {site: r for site, r in plan.sites.items() if site.startswith("tower.block.")}
+        if not inside or any(r.reads or not isinstance(r, Pruner) for r in inside.values()):
+            return plan
+        rest = {site: r for site, r in plan.sites.items() if site not in inside}
+        return dataclasses.replace(plan, sites={"tower.output": list(inside.values())[-1]} | rest)
+
     def check(self, plan: Plan) -> None:
         """Raises UserError for what cannot stand in this tower."""
         inside = [site for site in plan.sites if site.startswith("tower.block.")]
@@ -88,6 +97,8 @@ class QwenVisionConfig:
             raise UserError(
                 f"'{plan.name}' resizes images, but Qwen2.5-VL gets them as patches: set max_pixels of its processor."
             )
+        if plan.projector_count is not None:
+            raise UserError(f"'{plan.name}' pools a grid of one size; images of Qwen2.5-VL differ: use another method.")
         if getattr(plan.projector, "layers_read", ()):
             raise UserError(f"the projector of '{plan.name}' reads layers of the tower; Qwen2.5-VL gives its last one.")
 
