@@ -148,3 +148,12 @@ def watched(plan: Plan, *more: str) -> Plan:
 def target(image: int, layers: int, heads: int = 1) -> Target:
     """What a method needs to know of a recorded model."""
     return Target(depth=0, grid=(1, image), width=0, heads=heads, special=0, has_class=False, layers=layers)
+
+
+def taken(before: Tokens, after: Tokens) -> np.ndarray:
+    """For the kept tokens [B,K] of a pruner their numbers among the tokens `before`, in the order `after` it."""
+    rows = []
+    for old, new in zip(np.asarray(before.owner), np.asarray(after.owner), strict=True):
+        patches = np.flatnonzero(new >= 0)
+        rows.append(old[patches][np.argsort(new[patches])])
+    return np.stack(rows)
