@@ -54,7 +54,7 @@ def show_stages(
     target = task.model.target()
     grid = plan.grid or target.grid
     seen = _seen(image, plan, task.model.patch)
-    chosen = {site: stages[site] for site in _few(list(plan.sites))}  # jit returns the stages sorted by name
+    chosen = {site: stages[site] for site in few(list(plan.sites))}  # jit returns the stages sorted by name
     rows = [(site, s.owner[0], None if s.score is None else s.score[0]) for site, s in chosen.items()]
     said = f"{plan.name}: the model reads class {int(prediction[0])}"
     return draw_stages(seen, rows, grid, special=target.special, box=box, title=said), said
@@ -94,7 +94,7 @@ def picture_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _few(sites: list[str], most: int = 4) -> list[str]:
+def few(sites: list[str], most: int = 4) -> list[str]:
     """At most `most` of the sites, evenly spread, the last among them."""
     if len(sites) <= most:
         return sites

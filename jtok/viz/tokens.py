@@ -52,6 +52,23 @@ def draw_stages(
     outline; in the score panels the patches that keep a token of their own are outlined.
     Raises UserError for an image that is not uint8 [H,W,3] and for maps that do not fit the grid.
     """
+    row = _stage_row(image, stages, grid, special, box)
+    return _sheet([row], title, _key(box is not None))
+
+
+def draw_crops(
+    crops: Sequence[tuple[UInt8[np.ndarray, "H W 3"], Sequence[Stage], tuple[int, int]]], *, title: str = ""
+) -> Image.Image:
+    """A row of `draw_stages` for each crop of an image (or each image of a prompt).
+
+    crops: (what the tower saw, its stages, its grid); an owner of -1 means that no visual token holds the patch.
+    Raises UserError as `draw_stages` does.
+    """
+    return _sheet([_stage_row(image, stages, grid, 0, None) for image, stages, grid in crops], title, _key(False))
+
+
+def _stage_row(image, stages: Sequence[Stage], grid: tuple[int, int], special: int, box: Box | None):
+    """Panels of one image: itself, then the tokens and the scores of every stage."""
     canvas = enlarge(image, max(256, 14 * max(grid)))
     n = grid[0] * grid[1]
     panels = [(_boxed(canvas, box, image), ["image", f"{n} patches"], INK)]
@@ -62,7 +79,7 @@ def draw_stages(
         if score is not None:
             heat = paint_score(canvas, score, owner, grid, special)
             panels.append((_boxed(heat, box, image), ["score", "white: kept as they are"], INK))
-    return _sheet([panels], title, _key(box is not None))
+    return panels
 
 
 def draw_methods(
@@ -97,8 +114,10 @@ def draw_methods(
 
 def short_site(site: str) -> str:
     """A site's name as a caption: `tower.block.3.after_attention` -> `block 3, after attention`."""
-    found = re.fullmatch(r"tower\.block\.(\d+)\.(\w+)", site)
-    return f"block {found[1]}, {found[2].replace('_', ' ')}" if found else site.replace("_", " ")
+    found = re.fullmatch(r"(?:tower\.block|(llm)\.layer)\.(\d+)\.(\w+)", site)
+    if not found:
+        return site.replace("_", " ")
+    return f"{'LLM layer' if found[1] else 'block'} {found[2]}, {found[3].replace('_', ' ')}"
 
 
 def _cell(name, outcome: Outcome, image, canvas, box, special):

@@ -1,0 +1,74 @@
+"""`jtok ask`: answers a question about an image, with as many visual tokens as it is told to use."""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags as absl_flags
+
+from jtok.commands.options import method_flags, parse_options
+from jtok.errors import UserError
+from jtok.flags import Command
+
+
+def _flags(values: absl_flags.FlagValues) -> None:
+    method_flags(values)
+    text = "directory of a Hugging Face checkpoint (default: the small model that comes with jtok)"
+    absl_flags.DEFINE_string("model", None, text, flag_values=values)
+    absl_flags.DEFINE_multi_string("image", [], "image file; repeatable", flag_values=values)
+    text = "visual tokens of a crop that are left (default: --keep)"
+    absl_flags.DEFINE_integer("tokens", None, text, flag_values=values)
+    absl_flags.DEFINE_string("show", None, "picture to write: which visual tokens were kept", flag_values=values)
+    absl_flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=values, lower_bound=1)
+    absl_flags.DEFINE_float("temperature", 0.0, "of the draw of each token; 0 = the likeliest", flag_values=values)
+    absl_flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens of this probability", flag_values=values)
+    absl_flags.DEFINE_integer("seed", 0, "of all draws", flag_values=values)
+    kinds = ["float32", "bfloat16"]
+    absl_flags.DEFINE_enum("dtype", "float32", kinds, "of the decoder and of activations", flag_values=values)
+
+
+def _run(args, config) -> int:
+    if not (args.question or "").strip():
+        raise UserError('there is no question: put it last, in quotes, such as jtok ask --image=FILE "What is this?"')
+    if not args.image:
+        raise UserError("there is no image: add --image=FILE.")
+    from jtok import compile_cache
+    from jtok.models import answer, asking
+    from jtok.models.sampling import Sampling
+    from jtok.models.shipped import shipped
+
+    compile_cache.enable()
+    how = Sampling(args.temperature, args.top_p)
+    model = asking.describe(args.model, dtype=args.dtype) if args.model else shipped(dtype=args.dtype)
+    model = answer.reduce(model, args.method, tokens=args.tokens, keep=args.keep, **parse_options(args.option))
+    inputs = asking.inputs_of(model, args.question, args.image)
+    if args.model:
+        asking.rehearse(model, inputs, args.max_new_tokens)
+        model = asking.with_weights(model, args.model, dtype=args.dtype)
+    reading, state = asking.read(model, inputs, room=args.max_new_tokens, seed=args.seed)
+    if args.show:
+        _show(model, inputs, reading, args)
+    _stream(asking.speak(model, state, args.max_new_tokens, how))
+    return 0
+
+
+def _show(model, inputs, reading, args) -> None:
+    from jtok.viz.files import write_whole
+    from jtok.viz.gallery import picture_bytes
+    from jtok.viz.visual import draw_reading
+
+    picture = draw_reading(model, inputs, reading, title=args.question)
+    print(f"wrote {write_whole(args.show, picture_bytes(picture))}", file=sys.stderr)
+
+
+def _stream(pieces) -> None:
+    """Prints pieces as they come, without the space that many tokenizers begin with."""
+    begun = False
+    for piece in pieces:
+        piece = piece if begun else piece.lstrip()
+        begun = begun or bool(piece)
+        print(piece, end="", flush=True)
+    print()
+
+
+COMMAND = Command("ask", "Answer a question about an image.", _flags, _run, argument="question")
