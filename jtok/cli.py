@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from jtok import flags
 
-FILES = ("list", "plan", "train", "evaluate", "sweep", "show", "bench_reducers", "bench_model", "bench_kernels")
+FILES = ("list", "plan", "ask", "train", "evaluate", "sweep", "show")
+FILES += ("bench_reducers", "bench_model", "bench_vlm", "bench_kernels")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
