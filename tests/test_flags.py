@@ -42,6 +42,7 @@ COMMANDS = (
     Command("sweep", "Sweep.\n\nMore about it.", define, lambda args, config: 0, config="optional"),
     Command("train", "Train.", define_required, lambda args, config: 75, config="required"),
     Command("refuse", "Refuse.", lambda values: None, refuse),
+    Command("ask", "Ask.", define, lambda args, config: 0, argument="question"),
 )
 SWEEP = COMMANDS[0]
 
@@ -72,6 +73,13 @@ def test_flags_arrive_typed():
     args, config = parse(["--steps=4", "--keep_ratio", "0.25", "--json", "--methods=tome,evit", "-o", "x"], SWEEP)
     assert (args.steps, args.keep_ratio, args.json, args.methods, args.out) == (4, 0.25, True, ["tome", "evit"], "x")
     assert args.split == "test" and config is None
+
+
+def test_one_argument_needs_no_flag_where_a_command_takes_one():
+    ask = COMMANDS[-1]
+    assert parse(["What is this?", "--steps=4"], ask)[0].question == "What is this?"
+    assert parse(["--steps", "4", "--", "--odd"], ask)[0].question == "--odd"
+    assert parse([], ask)[0].question is None
 
 
 def test_two_parses_do_not_share_values():
@@ -107,9 +115,9 @@ def test_flags_from_a_file_may_name_the_config(tmp_path, config_file):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "no command given: choose one of sweep, train, refuse"),
+        ([], "no command given: choose one of sweep, train, refuse, ask"),
         (["swep"], "unknown command swep; did you mean sweep?"),
-        (["zzz"], "unknown command zzz: choose one of sweep, train, refuse"),
+        (["zzz"], "unknown command zzz: choose one of sweep, train, refuse, ask"),
         (["--json", "sweep"], "a command comes first"),
         (["sweep", "--stpes=3"], "unknown flag --stpes; did you mean --steps?"),
         (["sweep", "--keep-ratio=3"], "did you mean --keep_ratio?"),
@@ -124,6 +132,7 @@ def test_flags_from_a_file_may_name_the_config(tmp_path, config_file):
         (["sweep", "--split=valid"], "--split=valid: value should be one of <train|test>"),
         (["sweep", "--steps"], "missing value for flag --steps"),
         (["sweep", "now"], "unexpected argument 'now'"),
+        (["ask", "What", "--json", "is", "this?"], "the question is followed by 'is': put it in quotes"),
         (["sweep", "--flagfile=/nonexistent"], "cannot read the file named by --flagfile: Unable"),
         (["sweep", "--config"], "--config needs a value"),
         (["sweep", "--config="], "--config needs a value"),

@@ -161,4 +161,5 @@ def test_rows_with_other_methods_or_too_few_boxes_are_refused():
 
 def test_sites_read_as_words():
     assert short_site("tower.block.3.after_attention") == "block 3, after attention"
+    assert short_site("llm.layer.2.input") == "LLM layer 2, input"
     assert short_site("tower.output") == "tower.output"
