@@ -46,6 +46,7 @@ def nearest(
     """
     check_implementation("nearest", implementation)
     _check(a, b, metric, mask, k)
+    a, b = jnp.asarray(a), jnp.asarray(b)
     batched = a.ndim == 3
     rows = a if batched else a[None]
     candidates = b if b.ndim == 3 else b[None]

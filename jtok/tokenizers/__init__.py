@@ -1,0 +1,1 @@
+"""Adaptive image tokenizers, and the quantizers, decoders and losses that they share."""
