@@ -128,7 +128,8 @@ _MATMULS = {
     "conv_general_dilated": _conv_macs,
     "ragged_dot_general": _ragged_dot_macs,
 }
-_ACCUMULATING = ("scatter_add", "scatter-add", "scatter_sub", "scatter_mul", "scatter_min", "scatter_max")
+# spelled with a dash or an underscore, by the version of JAX
+_ACCUMULATING = [f"scatter{dash}{what}" for dash in "-_" for what in ("add", "sub", "mul", "min", "max")]
 _OTHER = {
     "sort": _sort,
     "top_k": _top_k,

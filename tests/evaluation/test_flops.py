@@ -352,3 +352,14 @@ def test_a_primitive_without_a_rule_is_named_not_hidden():
 def test_conventions_come_with_every_count_and_stand_in_the_docstring():
     got = flops.count(jnp.sin, shape(2))
     assert got.conventions and all(rule in flops.__doc__ for rule in got.conventions)
+
+
+@pytest.mark.parametrize("how", ["add", "multiply", "min", "max"])
+def test_scattered_updates_count_one_each_and_whole_numbers_nothing(how):
+    def scatter(x, y, index):
+        return getattr(x.at[index], how)(y)
+
+    floats = flops.count(scatter, shape(10), shape(4), shape(4, dtype=jnp.int32))
+    whole = flops.count(scatter, *(shape(n, dtype=jnp.int32) for n in (10, 4, 4)))
+    assert (floats.other, whole.other) == (4, 0)
+    assert floats.uncounted == whole.uncounted == ()
