@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
 
@@ -103,7 +103,31 @@ def nearest_count(name: str, possible: Sequence[int], patches: int, keep: float,
     return tokens
 
 
-def split_over_segments(weight: Float[Array, "B S"], total: int, cap: int) -> Int[Array, "B S"]:
-    """Splits `total` tokens over S crops or frames in proportion to `weight`, truncated, at most `cap` each."""
-    share = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-12)
-    return jnp.minimum((share * total).astype(jnp.int32), cap)
+def visual_tokens(patches: int, keep: float, tokens: int | None = None) -> int:
+    """Visual tokens of a crop that a language model gets: `tokens`, else round(keep * patches), at least one.
+
+    Raises UserError for more tokens than there are patches.
+    """
+    if tokens is None:
+        return max(1, round(keep * patches))
+    if not 1 <= tokens <= patches:
+        raise UserError(f"{tokens} tokens are asked for; there are {patches} patches: ask for 1 to that many.")
+    return tokens
+
+
+def split_over_segments(
+    weight: Float[Array, "B S"],
+    total: int | Int[Array, "B S"],
+    cap: int,
+    together: Bool[Array, "B S S"] | None = None,
+) -> Int[Array, "B S"]:
+    """Splits `total` tokens over S crops or frames in proportion to `weight`, truncated, at most `cap` each.
+
+    together: which segments share a total (those of one image), where a row has several; then `total` is given for
+    every segment.
+    """
+    if together is None:
+        whole = weight.sum(-1, keepdims=True)
+    else:
+        whole = jnp.where(together, weight[:, None], 0).sum(-1)
+    return jnp.minimum((weight / jnp.maximum(whole, 1e-12) * total).astype(jnp.int32), cap)

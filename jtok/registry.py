@@ -44,6 +44,7 @@ class Method:
     plan: Callable[..., Plan]
     claims: tuple[Claim, ...] = ()
     uses_position: bool = False  # the outcome depends on where patches lie, not only on their content
+    any_tower: bool = False  # reads class attention only where there is a class token
 
     @property
     def options(self) -> dict[str, Any]:
@@ -117,10 +118,15 @@ def make_plan(
         raise UserError(
             f"{name} stands {where} a language model, and this tower has none behind it: load one that has."
         )
-    if "class_attention" in entry.reads and not target.has_class:
-        fits = [m.name for m in catalogue().values() if "class_attention" not in m.reads]
-        raise UserError(
-            f"{name} reads class-token attention, but this tower has no class token; use {', '.join(fits)}."
-        )
     plan = dataclasses.replace(entry.plan(target, keep=keep, **options), name=name)
+    if not target.has_class and any("class_attention" in r.reads for r in plan.sites.values()):
+        fits = ", ".join(_without_class(bool(target.layers)))
+        raise UserError(f"{name} reads class-token attention, but this tower has no class token; use {fits}.")
     return plan if positions is None else dataclasses.replace(plan, positions=positions)
+
+
+def _without_class(language: bool) -> list[str]:
+    """Methods that run on towers without a class token, those for vision-language models if `language`."""
+    entries = catalogue().values()
+    fits = [m for m in entries if m.any_tower or "class_attention" not in m.reads]
+    return [m.name for m in fits if m.family.startswith("vlm" if language else ("vit", "baseline", "vlm-encoder"))]
