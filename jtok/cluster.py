@@ -53,10 +53,18 @@ def cosine_distances(x: Float[Array, "B N D"]) -> Float[Array, "B N N"]:
 
 
 def nearest_centre(
-    distance: Float[Array, "B N N"], centre: Int[Array, "B K"], valid: Bool[Array, "B N"] | None = None
+    distance: Float[Array, "B N N"],
+    centre: Int[Array, "B K"],
+    valid: Bool[Array, "B N"] | None = None,
+    groups: Int[Array, " B"] | None = None,
 ) -> Int[Array, "B N"]:
-    """Which of the tokens `centre` is nearest to each token (the first of equals); never one that is padding."""
+    """Which of the tokens `centre` is nearest to each token (the first of equals); never one that is padding.
+
+    groups: how many of the K centres a row has.
+    """
     rows = kernels.gather(distance, centre)  # symmetric: rows are contiguous, columns are not
+    if groups is not None:
+        rows = jnp.where(jnp.arange(centre.shape[1])[:, None] < groups[:, None, None], rows, jnp.inf)
     if valid is not None:
         rows = jnp.where(jnp.take_along_axis(valid, centre, 1)[..., None], rows, jnp.inf)
     return lowest(rows, 1)
@@ -156,12 +164,14 @@ def density_peaks(
     *,
     noise: Float[Array, "B N"] | None = None,
     valid: Bool[Array, "B N"] | None = None,
+    groups: Int[Array, " B"] | None = None,
 ) -> tuple[Int[Array, "B K"], Int[Array, "B N"]]:
     """(centres by falling score, group of every token) of DPC-KNN, as in TCFormer (arXiv:2204.08680).
 
     A token's density comes from its `neighbours` nearest tokens, itself among them; its score is the density times the
     distance to the nearest denser token. noise: uniform draws that break ties of density, scaled to 1e-6; without them
-    the lower index counts as the denser.
+    the lower index counts as the denser. groups: how many of the `num` groups a row has, where that depends on the
+    image, and with it of the `neighbours`.
     """
     b, n, c = x.shape
     order = jnp.arange(n)
@@ -172,7 +182,7 @@ def density_peaks(
         distance = lax.optimization_barrier(jnp.where(valid[:, None], distance, top[..., None] + 1))
     near = -lax.top_k(-distance, min(neighbours, n))[0]
     # logarithms rank the same, and do not vanish where features are large
-    density = -(near * near).mean(-1)
+    density = -_mean_of_first(near * near, groups)
     density = density if noise is None else jnp.log(jnp.exp(density) + 1e-6 * noise)
     density = density if valid is None else jnp.where(valid, density, -jnp.inf)
     denser = density[:, None] > density[:, :, None]
@@ -180,10 +190,19 @@ def density_peaks(
         denser |= (density[:, None] == density[:, :, None]) & (order < order[:, None])
     gap = jnp.minimum(jnp.where(denser, distance, jnp.inf).min(-1), top)
     centre = select.top_k(jnp.log(gap) + density, num, valid=valid, order="score")
-    assign = nearest_centre(distance, centre, valid)
+    assign = nearest_centre(distance, centre, valid, groups)
     own = centre if valid is None else jnp.where(jnp.take_along_axis(valid, centre, 1), centre, n)
+    own = own if groups is None else jnp.where(jnp.arange(num) < groups[:, None], own, n)
     # twins at distance zero of two centres would otherwise both follow the first
     return centre, assign.at[jnp.arange(b)[:, None], own].set(jnp.arange(num), mode="drop")
+
+
+def _mean_of_first(x: Float[Array, "B N K"], count: Int[Array, " B"] | None) -> Float[Array, "B N"]:
+    """Mean over the last axis, or over its first `count` (at most K, at least one)."""
+    if count is None:
+        return x.mean(-1)
+    count = jnp.clip(count, 1, x.shape[-1])[:, None]
+    return jnp.where(jnp.arange(x.shape[-1]) < count[..., None], x, 0).sum(-1) / count
 
 
 def agglomerate(
