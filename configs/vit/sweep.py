@@ -27,6 +27,7 @@ def get_config(arg: str = "all"):
     # directories of the runs that trained them (experiments/learned_reducers.py); "" = as initialised
     config.sweep.runs = ml_collections.ConfigDict({name: "" for name in LEARNED if name in config.sweep.methods})
     config.sweep.pictures = 6
+    config.sweep.title = "Token reduction on digit scenes"
     config.sweep.scale = "Toy scale: a 0.6 M parameter ViT on 64 x 64 pixel scenes; rankings need not carry over."
     config.sweep.notes = (
         "keep is the share of patches left after the last site of a method; methods that reduce earlier cost less.",

@@ -12,7 +12,11 @@ from jtok.flags import Command
 
 def _flags(values: absl_flags.FlagValues) -> None:
     method_flags(values)
-    absl_flags.DEFINE_integer("images", 1000, "held-out images", flag_values=values, lower_bound=1)
+    absl_flags.DEFINE_string(
+        "model", "", "a vision-language model: its directory, or 'shipped'; it answers digit-scene questions",
+        flag_values=values,
+    )  # fmt: skip
+    absl_flags.DEFINE_integer("images", 1000, "held-out images (or questions)", flag_values=values, lower_bound=1)
     absl_flags.DEFINE_string("split", "test", "split to evaluate on", flag_values=values)
     absl_flags.DEFINE_string(
         "reducer", "", "safetensors file of a trained reducer (from jtok train)", flag_values=values
@@ -25,8 +29,10 @@ def _run(args, config) -> int:
     from jtok.evaluation.sweep import Cell, held_out, run_cell
     from jtok.training.weights import load_reducer
 
-    task, params = make_task(config)
     options = parse_options(args.option)
+    if args.model or (config is not None and config.get("task") == "answer_questions"):
+        return _answer(args, args.model or config.sweep.model, options)
+    task, params = make_task(config)
     plan = registry.make_plan(args.method, task.model.target(), args.keep, **options)  # before any image is read
     trained = {"model": params["model"], "plan": load_reducer(args.reducer, plan)} if args.reducer else None
     cell = Cell(args.method, args.keep, options, trained)
@@ -42,6 +48,34 @@ def _run(args, config) -> int:
     for batch in (1, 8):
         time = record[f"latency_ms_b{batch}"]
         print(f"batch {batch}: {time['median']:.2f} ms (p10 {time['p10']:.2f}, p90 {time['p90']:.2f})")
+    return 0
+
+
+def _answer(args, name: str, options) -> int:
+    """Held-out questions: accuracy in all and of every kind."""
+    from rich.console import Console
+
+    from jtok import registry
+    from jtok.commands.options import load_model
+    from jtok.evaluation.pareto import table
+    from jtok.evaluation.question_study import chance_row, kind_row
+    from jtok.evaluation.questions import held_out_questions, run_cell
+    from jtok.evaluation.sweep import Cell
+    from jtok.training.weights import load_reducer
+
+    model = load_model(name)
+    plan = registry.make_plan(args.method, model.config.target(), args.keep, **options)
+    trained = {"model": model.params, "plan": load_reducer(args.reducer, plan)} if args.reducer else None
+    side = model.config.tower.image
+    questions = held_out_questions(model, args.images, split=args.split, size=side)
+    record = run_cell(model, Cell(args.method, args.keep, options, trained), questions)
+    if args.json:
+        print(json.dumps(record | {"chance": questions.chance}, indent=2))
+        return 0
+    what = "unreduced" if args.method == "none" else f"{args.method}, keep {args.keep:g}"
+    print(f"{what}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
+    print(f"visual tokens per layer {record['tokens_per_block']}; {record['gmacs']:.4f} GMACs to read a prompt")
+    Console().print(table([kind_row(args.method, record), chance_row(questions.chance)], title="by kind of question"))
     return 0
 
 

@@ -54,3 +54,13 @@ def make_task(config: ConfigDict | None):
     compile_cache.enable()
     task = Classify(shipped_config() if config is None else config)
     return task, task.init(jax.random.key(0))
+
+
+def load_model(name: str):
+    """A vision-language model: the one that comes with jtok ("shipped"), or that of a directory."""
+    from jtok import compile_cache
+    from jtok.models.answer import load
+    from jtok.models.shipped import shipped
+
+    compile_cache.enable()
+    return shipped() if name == "shipped" else load(name)

@@ -17,17 +17,27 @@ def _flags(values: absl_flags.FlagValues) -> None:
 def _run(args, config) -> int:
     from rich.console import Console
 
-    from jtok.commands.options import make_task
     from jtok.evaluation.study import Study
 
     if "sweep" not in config:
         raise UserError("the config has no `sweep` section: start from configs/vit/sweep.py.")
-    task, params = make_task(config)
-    study = Study(task, params, config, args.workdir, command="jtok " + " ".join(sys.argv[1:]))
+    study = Study(_subject(config), config, args.workdir, command="jtok " + " ".join(sys.argv[1:]))
     study.run(say=Console(stderr=True).print)
-    Console().print(study.table())
+    for table in study.tables():
+        Console().print(table)
     print(f"wrote {study.report()}")
     return 0
+
+
+def _subject(config):
+    """What `config.task` is swept on: the classifier of the config, or the vision-language model of `sweep.model`."""
+    from jtok.commands.options import load_model, make_task
+    from jtok.evaluation.question_study import QuestionReader
+    from jtok.evaluation.study import SceneReader
+
+    if config.get("task") == "answer_questions":
+        return QuestionReader(load_model(config.sweep.model), config)
+    return SceneReader(*make_task(config), config)
 
 
 COMMAND = Command("sweep", "Sweep methods and keep ratios; write a report.", _flags, _run, config="required")

@@ -13,29 +13,46 @@ from jtok.flags import Command
 
 def _flags(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values, required=True)
-    absl_flags.DEFINE_string("export", "", "write the final model to this safetensors file", flag_values=values)
+    absl_flags.DEFINE_string("export", "", "where to write the final model (file or directory)", flag_values=values)
 
 
 def _run(args, config) -> int:
     from jtok import compile_cache
-    from jtok.training.classify import Classify
     from jtok.training.loop import train
     from jtok.training.stop import Stopped
-    from jtok.training.weights import export
 
-    if config.get("task") != "classify":
-        raise UserError(f"config.task is '{config.get('task')}'; jtok trains 'classify'.")
     compile_cache.enable()
-    task = Classify(config)
+    task = _make_task(config)
     try:
         state = train(config, args.workdir, task)
     except Stopped as stop:
         print(f"jtok train: {stop}", file=sys.stderr)
         return stop.exit_code
-    path = args.export or str(Path(args.workdir) / "model.safetensors")
-    export(task, state.eval_params, path)
-    print(f"wrote {path}")
+    print(f"wrote {_export(task, state.eval_params, args.export, args.workdir)}")
     return 0
+
+
+def _make_task(config):
+    """The task that `config.task` names."""
+    from jtok.training.answer_questions import AnswerQuestions
+    from jtok.training.classify import Classify
+
+    tasks = {"classify": Classify, "answer_questions": AnswerQuestions}
+    if config.get("task") not in tasks:
+        raise UserError(f"config.task is '{config.get('task')}'; jtok trains {' and '.join(map(repr, tasks))}.")
+    return tasks[config.task](config)
+
+
+def _export(task, params, path: str, workdir: str) -> str:
+    """Writes the trained model: a safetensors file, or for one that answers a Hugging Face directory."""
+    from jtok.training.question_model import save_model
+    from jtok.training.weights import export
+
+    if task.config.task == "answer_questions":
+        return str(save_model(task, params, path or Path(workdir) / "model").parent)
+    path = path or str(Path(workdir) / "model.safetensors")
+    export(task, params, path)
+    return path
 
 
 COMMAND = Command("train", "Train a model or a learned reducer from a config.", _flags, _run, config="required")

@@ -82,13 +82,9 @@ def run_cell(
     compiled = traced.lower().compile()
     correct, times = _accuracy(lambda b: compiled(params, b), images, batch)
     blocks = tokens_per_block(plan, task.model)
-    facts = {"title": "Unreduced model", "paper": "", "family": "none", "training": "none", "idea": ""}
-    if cell.method != "none":
-        entry = registry.find(cell.method)
-        facts = {name: getattr(entry, name) for name in facts}
     record = {
         "method": cell.method,
-        **facts,
+        **facts_of(cell.method),
         "keep": cell.keep,
         "trained": cell.params is not None,
         "accuracy": float(correct.mean()),
@@ -98,7 +94,7 @@ def run_cell(
         "tokens_per_block": blocks,
         "tokens_average": float(np.mean(blocks)),
         "tokens_end": _tokens_end(plan, task.model),
-        f"latency_ms_b{batch}": _percentiles(times),
+        f"latency_ms_b{batch}": percentiles(times),
         f"throughput_b{batch}": batch / float(np.median(times)),
     }
     if single:
@@ -108,20 +104,29 @@ def run_cell(
     return record
 
 
+def facts_of(method: str) -> dict[str, str]:
+    """What the catalogue says of a method, for its records."""
+    facts = {"title": "Unreduced model", "paper": "", "family": "none", "training": "none", "idea": ""}
+    if method == "none":
+        return facts
+    entry = registry.find(method)
+    return {name: getattr(entry, name) for name in facts}
+
+
 def sweep(
-    task: Classify,
-    params: Mapping[str, Any],
+    measure_cell: Callable[[Cell, bool], Record],
     cells: Sequence[Cell],
-    images: Mapping[str, np.ndarray],
     *,
-    batch: int = 8,
     single: Callable[[Cell], bool] = lambda cell: True,
     progress: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
-    """Measures the unreduced model and then every cell; `progress` is called with each record as it is done."""
+    """Measures the unreduced model and then every cell; `progress` is called with each record as it is done.
+
+    measure_cell: `(cell, single) -> record`, where `single` says whether batch 1 is timed too.
+    """
     records = []
     for cell in [Cell("none", 1.0), *cells]:
-        record = run_cell(task, params, cell, images, batch=batch, single=cell.method == "none" or single(cell))
+        record = measure_cell(cell, cell.method == "none" or single(cell))
         record["gmacs_unreduced"] = records[0]["gmacs"] if records else record["gmacs"]
         records.append(record)
         progress(record)
@@ -141,15 +146,22 @@ def _accuracy(predict, images: Mapping[str, np.ndarray], batch: int) -> tuple[np
         rows = np.arange(start, start + batch)
         rows = np.where(rows < n, rows, start)
         part = jax.block_until_ready({name: jnp.asarray(a[rows]) for name, a in images.items()})
-        if not times:
-            jax.block_until_ready(predict(part))  # warm up
-        begin = time.perf_counter()
-        found = jax.block_until_ready(predict(part))
-        times.append(time.perf_counter() - begin)
+        found, seconds = timed(lambda part=part: predict(part), warm_up=not times)
+        times.append(seconds)
         correct.append((np.asarray(found) == images["label"][rows])[: min(batch, n - start)])
     return np.concatenate(correct), np.array(times)
 
 
-def _percentiles(seconds: np.ndarray) -> dict[str, float]:
+def timed(call: Callable[[], Any], *, warm_up: bool) -> tuple[Any, float]:
+    """(what a call gives, the seconds it takes), after one that does not count if `warm_up`."""
+    if warm_up:
+        jax.block_until_ready(call())
+    begin = time.perf_counter()
+    found = jax.block_until_ready(call())
+    return found, time.perf_counter() - begin
+
+
+def percentiles(seconds: np.ndarray) -> dict[str, float]:
+    """Median, 10th and 90th percentile, in milliseconds."""
     median, low, high = np.percentile(seconds, [50, 10, 90]) * 1e3
     return {"median": float(median), "p10": float(low), "p90": float(high)}

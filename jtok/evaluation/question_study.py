@@ -1,0 +1,75 @@
+"""The subject of configs/vlm/digit_scenes.py: a vision-language model that answers questions about digit scenes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from jtok.data.questions import KINDS
+from jtok.evaluation.pareto import table
+from jtok.evaluation.questions import Questions, held_out_questions, run_cell
+from jtok.evaluation.sweep import Cell, Record
+from jtok.models.answer import VLM, load
+from jtok.plan import Plan, Target
+from jtok.training.weights import load_reducer
+
+
+class QuestionReader:
+    """A model in a sweep.
+
+    config.sweep: `questions` (held out), `batch`, and `kinds_keep` (the ratio at which kinds are told apart).
+    """
+
+    def __init__(self, model: VLM, config: ConfigDict):
+        self.model, self.config = model, config
+
+    @property
+    def target(self) -> Target:
+        return self.model.config.target()
+
+    @functools.cached_property
+    def questions(self) -> Questions:
+        """The held-out questions."""
+        s, d = self.config.sweep, self.config.data
+        how = {"batch": s.batch, "size": self.model.config.tower.image, "cut": d.cut}
+        return held_out_questions(self.model, s.questions, **how)
+
+    def measure(self, cell: Cell, single: bool) -> Record:
+        return run_cell(self.model, cell, self.questions, single=single)
+
+    def trained(self, plan: Plan, directory: Path) -> dict[str, Any]:
+        return {
+            "model": load(directory / "model").params,
+            "plan": load_reducer(directory / "reducer.safetensors", plan),
+        }
+
+    def tables(self, records: Sequence[Record]) -> list[Table]:
+        """Every kind of question at one ratio, the level of chance below."""
+        keep = self.config.sweep.kinds_keep
+        rows = [kind_row(r["method"], r) for r in records if r["method"] == "none" or r["keep"] == keep]
+        return [
+            table([*rows, chance_row(self.questions.chance)], title=f"accuracy by kind of question at keep {keep:g}")
+        ]
+
+    def pictures(self, records: Sequence[Record], cells: Sequence[Cell]) -> list[tuple[str, Any]]:
+        from jtok.viz.kinds import draw_kinds
+
+        chance = {kind: level["majority"] for kind, level in self.questions.chance.items()}
+        return [("accuracy against visual tokens by kind of question", draw_kinds(records, chance))]
+
+
+def kind_row(name: str, record: Record) -> Record:
+    """One line of a table: accuracy in all and of every kind."""
+    kinds = {kind: f"{record['kinds'][kind]:.1%}" for kind in KINDS}
+    return {"method": name, "tokens": record["tokens_end"], "all": f"{record['accuracy']:.1%}", **kinds}
+
+
+def chance_row(chance: Mapping[str, Mapping[str, float]]) -> Record:
+    """The line of always giving the commonest answer of each kind."""
+    kinds = {kind: f"{chance[kind]['majority']:.1%}" for kind in ("all", *KINDS)}
+    return {"method": "chance (commonest answer)", **kinds}
