@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from jtok.models.answer import reduce
 from jtok.models.processing import Prompt
 from jtok.plan import Plan, Reducer
 from tests.models import language
+from tests.models.oracle import Watch, gentle
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -38,31 +38,10 @@ class Keep(Reducer):
         return tokens.take(jnp.broadcast_to(index, (tokens.x.shape[0], len(index)))), memory
 
 
-@dataclasses.dataclass(frozen=True)
-class Watch(Reducer):
-    """Changes nothing and remembers what it was shown."""
-
-    reads: tuple[str, ...] = ()
-
-    def __call__(self, tokens, signals, memory):
-        seen = {name: getattr(signals, name) for name in self.reads} | {"x": tokens.x, "position": tokens.position}
-        return tokens, {**memory, "watch": seen}
-
-
 def logits(model, plan=None, prompts=None):
     """Logits of the first token of each answer."""
     model = dataclasses.replace(model, plan=plan or Plan())
     return np.asarray(model.read(language.inputs(prompts or language.prompts()), room=1).logits)
-
-
-def gentle(model):
-    """The model with smaller weights, so that logits are of order one and attention does not magnify rounding."""
-
-    def smaller(path, leaf):
-        name = jax.tree_util.keystr(path)
-        return leaf * 0.3 if "kernel" in name or "head" in name else leaf
-
-    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(smaller, model.params))
 
 
 def theirs(reference, one, **changes):

@@ -1,0 +1,97 @@
+"""What every reduction of a vision-language model must satisfy, as functions of a model and a batch.
+
+The *free oracle* needs no reference code: a pruner that drops tokens before the decoder and lets the others keep their
+positions gives the logits of the unreduced model to which the dropped tokens are hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtok.models.answer import VLM
+from jtok.models.arrange import Inputs
+from jtok.models.vlm import Reading
+from jtok.plan import Plan, Reducer
+
+#: Between these sites and the decoder tokens do not look at each other: what is hidden there could as well be dropped.
+BEHIND_TOWER = ("tower.output", "projector", "llm.input")
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch(Reducer):
+    """Changes nothing and remembers what it was shown."""
+
+    reads: tuple[str, ...] = ()
+
+    def __call__(self, tokens, signals, memory):
+        seen = {name: getattr(signals, name) for name in self.reads} | {"x": tokens.x, "position": tokens.position}
+        return tokens, {**memory, "watch": seen}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hide(Reducer):
+    """Drops nothing: patches [rows, N0] that are not `kept` become invalid, so that nobody looks at them."""
+
+    kept: np.ndarray
+
+    def __call__(self, tokens, signals, memory):
+        special = jnp.ones((len(self.kept), tokens.special), bool)
+        return tokens.replace(valid=tokens.mask() & jnp.concatenate([special, self.kept], 1)), memory
+
+
+def before_decoder(plan: Plan) -> bool:
+    """Whether all that a plan does is done when the decoder's layers begin, and by the model's own projector."""
+    return plan.projector is None and not any(site.startswith("llm.layer") for site in plan.sites)
+
+
+def gentle(model: VLM) -> VLM:
+    """The model with smaller weights, so that logits are of order one and attention does not magnify rounding."""
+
+    def smaller(path, leaf):
+        name = jax.tree_util.keystr(path)
+        return leaf * 0.3 if "kernel" in name or "head" in name else leaf
+
+    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(smaller, model.params))
+
+
+def row_keys(rows: int, seed: int = 0) -> jax.Array:
+    """One PRNG key a row."""
+    return jax.random.split(jax.random.key(seed), rows)
+
+
+def kept_patches(reading: Reading) -> np.ndarray:
+    """Which patches [B,F] a token that the decoder was given still holds."""
+    visual = reading.sequence.visual
+    owner, live = np.asarray(visual.owner), np.asarray(visual.mask())
+    return (owner >= 0) & np.take_along_axis(live, np.maximum(owner, 0), 1)
+
+
+def hide(inputs: Inputs, kept: np.ndarray) -> Inputs:
+    """The inputs in which the features [B,F] that are not `kept` are invalid behind the projector."""
+    places = dataclasses.replace(inputs.places, inside=np.asarray(inputs.places.inside) & kept)
+    return dataclasses.replace(inputs, places=places)
+
+
+def hiding(plan: Plan, stages: Mapping[str, Any]) -> Plan:
+    """The plan that hides, site by site, what `plan` dropped when it left these `stages`."""
+    return dataclasses.replace(plan, sites={s: Hide(np.asarray(stages[s].owner) >= 0) for s in plan.sites})
+
+
+def dropped_and_hidden(full: VLM, reduced: VLM, inputs: Inputs, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [B,V] of the reduced model, and of the full one with the same patches hidden, where they were dropped.
+
+    `full` is the same model without a plan: one compiled program then serves all methods that stand behind the tower.
+    The plan must leave tokens in their order and place: positions `restore`, or `keep` from a method that sorts.
+    """
+    reading = reduced.read(inputs, room=1, key=keys)
+    if set(reduced.plan.sites) <= set(BEHIND_TOWER):
+        hidden = full.read(hide(inputs, kept_patches(reading)), room=1, key=keys)
+    else:
+        hidden = dataclasses.replace(full, plan=hiding(reduced.plan, reading.stages)).read(inputs, room=1, key=keys)
+    return np.asarray(reading.logits), np.asarray(hidden.logits)

@@ -1,0 +1,117 @@
+"""Every method of the catalogue that can stand in a vision-language model, in a tiny LLaVA-1.5."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from jtok import registry
+from jtok.models.answer import reduce
+from jtok.models.arrange import arrange
+from jtok.models.processing import pad_batch
+from tests.models import language, oracle
+
+pytestmark = pytest.mark.usefixtures("highest_precision")
+
+FAMILIES = ("baseline", "vlm-encoder", "vlm-decoder", "vlm-projector")
+METHODS = [m.name for m in registry.catalogue().values() if m.family in FAMILIES] + ["tome"]
+OPTIONS = {"trim": {"space": "language"}}  # with CLIP's text tower in test_clip_text.py
+TOKENS = 4  # of 16, and a square: what the pooling projectors can make
+
+
+@functools.cache
+def batch(rows: tuple[int, ...] = (0, 1)):
+    """Some of two prompts of different length; text is padded to the same length in any batch."""
+    prompts = language.prompts()
+    return arrange(pad_batch([prompts[i] for i in rows], 0), language.GRID, step=16)
+
+
+KEYS = oracle.row_keys(2)
+
+
+@pytest.fixture(scope="module")
+def model(llava):
+    """The model without a plan, compiled once."""
+    return oracle.gentle(llava[1])
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def case(request, model):
+    """(catalogue entry, the reduced model, what it read); compiled once for all tests of a method."""
+    entry = registry.find(request.param)
+    # what is dropped can only be hidden if the others keep order and place, whatever the method does by itself
+    options = {"positions": "restore"} if entry.assignment == "none" else {}
+    reduced = reduce(model, entry.name, tokens=TOKENS, **options, **OPTIONS.get(entry.name, {}))
+    with jax.default_matmul_precision("highest"):  # as in the tests, or they would compile it again
+        return entry, reduced, reduced.read(batch(), room=1, key=KEYS)
+
+
+def same_row(one, i, other, j):
+    """Row i of one reading is row j of another: its logits, and what became of every patch at every site."""
+    np.testing.assert_allclose(one.logits[i], other.logits[j], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(one.sequence.visual.owner[i], other.sequence.visual.owner[j])
+    assert one.stages.keys() == other.stages.keys()
+    for site, stage in other.stages.items():
+        np.testing.assert_array_equal(one.stages[site].owner[i], stage.owner[j], err_msg=site)
+
+
+def test_a_row_does_not_depend_on_the_others(case):
+    _, reduced, both = case
+    for row in range(2):
+        twice = reduced.read(batch((row, row)), room=1, key=KEYS[np.array([row, row])])  # no program of its own
+        same_row(twice, 0, both, row)
+        same_row(twice, 1, both, row)
+
+
+@pytest.mark.slow
+def test_a_batch_equals_batches_of_one(case):
+    _, reduced, both = case
+    for row in range(2):
+        same_row(reduced.read(batch((row,)), room=1, key=KEYS[row : row + 1]), 0, both, row)
+
+
+def test_the_decoder_gets_as_many_tokens_as_were_asked_for(case):
+    entry, reduced, both = case
+    left = np.asarray(both.sequence.visual.mask()).sum(1)
+    assert (left == TOKENS).all() or (entry.family == "vlm-decoder" and (left < 16).all())
+    assert (both.sequence.valid.sum(1) == left + batch().valid.sum(1)).all()
+    assert np.isfinite(both.logits).all()
+
+
+def test_dropping_and_keeping_positions_is_hiding(case, model):
+    entry, reduced, both = case
+    if entry.assignment != "none" or reduced.plan.grid or not oracle.before_decoder(reduced.plan):
+        pytest.skip("the oracle is for methods that drop whole patches before the decoder")
+    dropped, hidden = oracle.dropped_and_hidden(model, reduced, batch(), KEYS)
+    np.testing.assert_allclose(dropped, hidden, rtol=0, atol=1e-6)
+    whole = np.asarray(model.read(batch(), room=1, key=KEYS).logits)
+    assert np.abs(dropped - whole).max() > 1e-3, "hiding must change something, or the oracle says nothing"
+
+
+def theirs(reference, reading, visual, prompt, row):
+    """Logits of transformers' decoder over a prompt's text around our visual tokens [N,D], each at our position."""
+    decoder, sequence = reference.model.language_model, jax.tree.map(lambda a: np.asarray(a[row]), reading.sequence)
+    text = prompt.ids[prompt.ids != language.IMAGE]
+    with torch.no_grad():
+        x = torch.zeros(len(text) + len(visual), visual.shape[1])
+        x[torch.tensor(sequence.others[: len(text)]).long()] = decoder.embed_tokens(torch.tensor(text).long())
+        x[torch.tensor(sequence.slots).long()] = torch.tensor(visual)
+        where = torch.tensor(sequence.position[: len(x), 0])[None]
+        mask = torch.ones(1, len(x), dtype=torch.long)  # given, or gaps between positions would be taken for borders
+        out = decoder(inputs_embeds=x[None], position_ids=where, attention_mask=mask, use_cache=False)
+        return reference.lm_head(out.last_hidden_state)[0, -1].numpy()
+
+
+@pytest.mark.parametrize("name", ["random", "visionzip"])
+def test_our_tokens_in_transformers_give_our_logits(llava, name):
+    reference, model = llava
+    plan = reduce(model, name, tokens=TOKENS).plan
+    plan = dataclasses.replace(plan, sites={**plan.sites, "llm.input": oracle.Watch()})
+    reading = dataclasses.replace(model, plan=plan).read(batch(), room=1, key=KEYS)
+    visual = np.asarray(reading.memory["watch"]["x"])
+    for row, prompt in enumerate(language.prompts()):
+        expected = theirs(reference, reading, visual[row], prompt, row)
+        np.testing.assert_allclose(reading.logits[row], expected, rtol=0, atol=1e-3)
