@@ -10,6 +10,7 @@ from jtok.version import __version__
 
 _HOME = {
     "Claim": "jtok.registry",
+    "Conversation": "jtok.models.conversation",
     "Plan": "jtok.plan",
     "Reducer": "jtok.plan",
     "Signals": "jtok.signals",
@@ -27,6 +28,7 @@ _HOME = {
 
 __all__ = [
     "Claim",
+    "Conversation",
     "Plan",
     "Reducer",
     "Signals",

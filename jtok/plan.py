@@ -78,6 +78,7 @@ class Plan:
     and keeps (GAP, arXiv:2506.21873), `order` puts them in order and renumbers.
     projector: stands in for the model's own (`jtok.models.projectors`), giving `projector_count` tokens.
     variants: the plans over whose losses a training step takes the mean, `(plan, key) -> plans` (see `for_training`).
+    embed: gives the embeddings [B,E] of questions that reducers read as `text_embedding`.
     objective: extra training losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan
     that holds the current parameters; needs_teacher says whether the unreduced model, as it was before training, is to
     be run beside for distillation (else teacher_output is None).
@@ -90,6 +91,7 @@ class Plan:
     projector: Callable[..., Any] | None = None
     projector_count: int | Int[Array, ""] | None = None  # an array only in training, where it may be drawn
     variants: Callable[[Plan, Array], Sequence[Plan]] | None = None
+    embed: Callable[[Sequence[str]], Array] | None = None
     objective: Callable[..., dict[str, Any]] | None = None
     needs_teacher: bool = False
 

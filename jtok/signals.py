@@ -33,6 +33,8 @@ KNOWN = {
     "rotary_logits": "logits of the question's T tokens to every token, if all queries and keys were ones [B,T,N]",
     "normed": "features after the decoder's final norm [B,N,D]",
     "text_normed": "features of the question's tokens after the decoder's final norm [B,T,D]",
+    "text_embedding": "embedding of the question by the text tower of a contrastive model [B,E]",
+    "crop_image": "image of the prompt that each token's crop belongs to, -1 = none; behind the projector [B,N]",
 }
 
 #: Axis of the tokens in each signal, where it is not 1; None: the signal has no axis of (visual) tokens.
@@ -47,6 +49,7 @@ TOKEN_AXIS: dict[str, int | None] = {
     "rotary_logits": 2,
     "text_position": None,
     "text_normed": None,
+    "text_embedding": None,
 }
 
 
@@ -71,6 +74,8 @@ class Signals:
     rotary_logits: Float[Array, "B T N"] | None = None
     normed: Float[Array, "B N D"] | None = None
     text_normed: Float[Array, "B T D"] | None = None
+    text_embedding: Float[Array, "B E"] | None = None
+    crop_image: Int[Array, "B N"] | None = None
     key: Array | None = None  # one PRNG key an image [B], so that rows stay independent of their batch
     train: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -82,6 +87,11 @@ class Signals:
         """The declared signals with the token axis second, [B,N,...]: the form that follows takes and merges."""
         axes = {name: TOKEN_AXIS.get(name, 1) for name in KNOWN if getattr(self, name) is not None}
         return {name: jnp.moveaxis(getattr(self, name), axis, 1) for name, axis in axes.items() if axis is not None}
+
+    def of_text(self) -> dict[str, Array]:
+        """The declared signals without an axis of visual tokens."""
+        names = [name for name, axis in TOKEN_AXIS.items() if axis is None and getattr(self, name) is not None]
+        return {name: getattr(self, name) for name in names}
 
     def with_per_token(self, rows: dict[str, Array]) -> Signals:
         """Inverse of `per_token`, for tokens that were taken, merged or cut into windows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,16 +13,18 @@ import numpy as np
 from flax import nnx
 
 from jtok.errors import UserError
-from jtok.models.arrange import Inputs, arrange
-from jtok.models.decoder import Decoder, Dtype
+from jtok.models.arrange import Inputs
+from jtok.models.cache import free_slots
+from jtok.models.decoder import Dtype
 from jtok.models.generate import State, read_text, stream
-from jtok.models.load_vlm import load_vlm, vlm_config
-from jtok.models.processing import Processor, load_processor
+from jtok.models.load_vlm import AnyConfig, load_vlm, vlm_config
+from jtok.models.processing import Processor, VisualInput, load_processor
 from jtok.models.processing.images import ImageLike
+from jtok.models.processing.processor import FPS
 from jtok.models.reducer_files import load_reducer
 from jtok.models.sampling import Sampling
-from jtok.models.vlm import Reading, VLMConfig, VLMNetwork
-from jtok.plan import Plan
+from jtok.models.vlm import Reading, VLMConfig
+from jtok.plan import Plan, Target
 from jtok.registry import find, make_plan
 
 #: Prompts are padded to a multiple of so many tokens of text, so that few programs are compiled.
@@ -30,17 +32,61 @@ TEXT_STEP = 32
 
 
 @dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a plan is made anew for images of another size."""
+
+    plan: Plan  # what it made: a model whose plan was exchanged keeps to the new one
+    make: Callable[[Target], Plan]
+
+
+@dataclasses.dataclass(frozen=True)
 class VLM:
     """A model, its parameters, the plan that stands in it, and what makes its inputs (None: arrays in, ids out)."""
 
-    config: VLMConfig
+    config: AnyConfig
     params: dict[str, Any]
     plan: Plan = dataclasses.field(default_factory=Plan)
     processor: Processor | None = None
+    recipe: Recipe | None = None  # of the plan, where the model takes images of any size
 
     def read(self, inputs: Inputs, *, room: int = 256, key: jax.Array | None = None) -> Reading:
-        """Reads prompts (jitted). room: tokens of answers and further questions that the caches can take."""
-        return self._read(self.params, self._learned, inputs, room, key)
+        """Reads prompts (jitted). room: tokens of answers and further questions that the caches can take.
+
+        Raises UserError where prompt and room take more positions than the model was made for.
+        """
+        left = self.positions_left(inputs)
+        if left is not None and room > left:
+            context = self.config.language.context
+            raise UserError(
+                f"the prompt takes {context - left} positions of the {context} that the model has, which leaves no "
+                f"room for {room} more: ask for a shorter answer, or give fewer or smaller images."
+            )
+        model = self.fitted(inputs)
+        return model._read(model.params, model._learned, inputs, room, key)
+
+    def positions_left(self, inputs: Inputs) -> int | None:
+        """Positions behind the longest prompt of a batch; None where they are not known before it is read."""
+        context = self.config.language.context
+        if not context or self.plan.positions in ("renumber", "order") or isinstance(inputs.position, jax.core.Tracer):
+            return None
+        return context - 1 - int(np.where(np.asarray(inputs.valid)[..., None], inputs.position, -1).max())
+
+    def fitted(self, inputs: Inputs) -> VLM:
+        """The model with its plan made for the largest image of a batch, if images may have any size."""
+        if self.recipe is None or self.recipe.plan is not self.plan:
+            return self
+        sizes = np.asarray(inputs.sizes).reshape(-1, 2)
+        rows, columns = (int(side) for side in sizes[sizes.prod(1).argmax()])
+        if (rows, columns) not in self._fitted:
+            plan = self.recipe.make(self.config.target((rows, columns))).with_params(self._learned)
+            self._fitted[rows, columns] = dataclasses.replace(self, plan=plan, recipe=None)
+        return self._fitted[rows, columns]
+
+    def about(self, inputs: Inputs, questions: Sequence[str]) -> Inputs:
+        """The inputs with what the plan wants to know of their questions beside the prompts' ids (`Plan.embed`)."""
+        if self.plan.embed is None:
+            return inputs
+        return dataclasses.replace(inputs, text_embedding=np.asarray(self.plan.embed(questions)))
 
     def start(self, inputs: Inputs, *, room: int = 256, seed: int = 0) -> State:
         """Reads prompts, ready to answer."""
@@ -54,43 +100,72 @@ class VLM:
     ) -> Iterator[tuple[np.ndarray, State]]:
         """Blocks of ids [B, up to `block`] (-1 = nothing) with the state behind each; see `generate.stream`."""
         language = self.params["language"]
-        yield from stream(self._language, language, state, tokens, stops=stops, how=how or Sampling(), block=block)
+        more = {"stops": stops, "how": how or Sampling(), "block": block, "policy": self.plan.at("decode")}
+        yield from stream(self._language, language, state, tokens, **more)
 
     def add(self, state: State, ids: np.ndarray, valid: np.ndarray) -> State:
         """The conversation with more text [B,T], padded behind: the next question, over what was kept of the image.
 
         Raises UserError where the caches have no room for it.
         """
-        room = min(cache.slots - int(cache.used) for cache in state.caches)
+        room = free_slots(state.caches)
         if ids.shape[1] > room:
             raise UserError(f"the question has {ids.shape[1]} tokens and the cache has room for {room}: ask afresh.")
         return read_text(self._language, self.params["language"], state, ids, valid)
 
     def stream(
-        self, image: ImageLike, question: str, *, tokens: int = 128, how: Sampling | None = None, seed: int = 0
+        self,
+        image: ImageLike | Sequence[ImageLike] | None,
+        question: str,
+        *,
+        video: Sequence[ImageLike] | None = None,
+        fps: float = FPS,
+        tokens: int = 128,
+        how: Sampling | None = None,
+        seed: int = 0,
     ) -> Iterator[str]:
-        """The answer to a question about an image, piece by piece. Raises UserError for images that cannot be read."""
-        processor = self._processor()
-        batch = processor.batch([processor.prompt(question, [image])])
-        inputs = arrange(batch, self.config.grid, step=TEXT_STEP)
-        state = self.start(inputs, room=tokens, seed=seed)
+        """The answer to a question, piece by piece.
+
+        image: one, several, or None beside a video. video: frames of one size, of which `fps` are shown a second.
+        Raises UserError for images that cannot be read and for models that take no videos.
+        """
+        ids, images, videos = self.begin(question, image, video, fps)
+        processor = self.described()
+        batch = processor.batch([processor.place(ids, images, videos)])
+        state = self.start(self.about(self.config.arrange(batch, TEXT_STEP), [question]), room=tokens, seed=seed)
         text = processor.tokenizer.stream()
         for ids, _ in self.answer(state, tokens, how=how, stops=tuple(processor.tokenizer.stops)):
             yield "".join(text.push(int(i)) for i in ids[0] if i >= 0)
         yield text.finish()
 
-    def generate(self, image: ImageLike, question: str, **options: Any) -> str:
+    def begin(
+        self,
+        question: str,
+        image: ImageLike | Sequence[ImageLike] | None,
+        video: Sequence[ImageLike] | None,
+        fps: float,
+    ) -> tuple[list[int], list[VisualInput], list[VisualInput]]:
+        """(ids with placeholders, images, videos) of a first question; arguments and errors as in `stream`."""
+        processor = self.described()
+        images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
+        if not images and video is None:
+            raise UserError("there is nothing to look at: pass an image, several, or the frames of a video.")
+        videos = [] if video is None else [processor.video(list(video), fps)]
+        return processor.encode(question, len(images), len(videos)), processor.images(images), videos
+
+    def generate(self, image: ImageLike | Sequence[ImageLike] | None, question: str, **options: Any) -> str:
         """The whole answer; options as in `stream`."""
         return "".join(self.stream(image, question, **options)).strip()
 
-    def _processor(self) -> Processor:
+    def described(self) -> Processor:
+        """What makes the model's inputs. Raises UserError for a model that came without."""
         if self.processor is None:
             raise UserError("this model came without a tokenizer: load it from a directory that holds one.")
         return self.processor
 
     @functools.cached_property
     def _read(self):
-        graphdef, _ = nnx.split(nnx.eval_shape(lambda: VLMNetwork(self.config, nnx.Rngs(0))))
+        graphdef, _ = nnx.split(nnx.eval_shape(lambda: self.config.network(nnx.Rngs(0))))
         plan = self.plan
 
         def read(params, learned, inputs, room, key):
@@ -99,12 +174,16 @@ class VLM:
         return jax.jit(read, static_argnums=3)
 
     @functools.cached_property
+    def _fitted(self) -> dict[tuple[int, int], VLM]:
+        return {}
+
+    @functools.cached_property
     def _learned(self):
         return self.plan.params()
 
     @functools.cached_property
     def _language(self):
-        return nnx.split(nnx.eval_shape(lambda: Decoder(self.config.language, nnx.Rngs(0))))[0]
+        return nnx.split(nnx.eval_shape(lambda: self.config.decoder(nnx.Rngs(0))))[0]
 
 
 def load(path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLM:
@@ -129,19 +208,25 @@ def reduce(
 ) -> VLM:
     """The model with a method standing in it; parameters are shared.
 
-    tokens: visual tokens of a crop that shall be left (else `keep`, their share). weights: file with the parameters of
-    a learned method (see `load_reducer`), which else starts at random. Raises UserError for an unknown method or
-    option, for more tokens than there are, and for a file that does not fit.
+    tokens: visual tokens of a crop that shall be left (else `keep`, their share). Where images may have any size, the
+    plan is made anew for the largest image or frame of a batch, and the tokens are counted of that one. weights: file
+    with the parameters of a learned method (see `load_reducer`), which else starts at random. Raises UserError for an
+    unknown method or option, for more tokens than there are, and for a file that does not fit.
     """
+    any_size = isinstance(model.config, VLMConfig) and model.config.any_size
     target = model.config.target()
-    if tokens is not None:
-        if not 1 <= tokens <= target.patches:
-            raise UserError(f"{tokens} tokens are asked for; the model has {target.patches}: ask for 1 to that many.")
-        keep = tokens / target.patches
-        if method != "none" and "tokens" in find(method).options:
-            options["tokens"] = tokens
-    plan = make_plan(method, target, keep, **options)
-    plan.check(model.config.sites())
+    if tokens is not None and (tokens < 1 or tokens > target.patches and not any_size):
+        raise UserError(f"{tokens} tokens are asked for; the model has {target.patches}: ask for 1 to that many.")
+
+    def make(target: Target) -> Plan:
+        if tokens is None:
+            return model.config.fit(make_plan(method, target, keep, **options))
+        count = min(tokens, target.patches)
+        exact = {"tokens": count} if method != "none" and "tokens" in find(method).options else {}
+        return model.config.fit(make_plan(method, target, count / target.patches, **options, **exact))
+
+    plan = make(target)
+    model.config.check(plan)
     if weights is not None:
         plan = plan.with_params(load_reducer(weights, plan))
-    return dataclasses.replace(model, plan=plan)
+    return dataclasses.replace(model, plan=plan, recipe=Recipe(plan, make) if any_size else None)

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jtok.errors import UserError
+from jtok.models.any_size import on_one_grid
 from jtok.models.processing.batch import Batch
+from jtok.models.resample import Mixture, mixture
 from jtok.models.sequence import Places
 
 
@@ -22,7 +23,7 @@ from jtok.models.sequence import Places
 class Inputs:
     """B prompts with M tokens of text, X crops a row and F features of them; T tokens of text follow the last image."""
 
-    pixels: Float[np.ndarray, "B X H W C"] | None
+    pixels: Float[np.ndarray, "B X ..."] | None  # [H,W,C], or patches on a grid: see `any_size`
     ids: Int[np.ndarray, "B M"]
     position: Int[np.ndarray, "B M P"]
     valid: Bool[np.ndarray, "B M"]
@@ -30,27 +31,31 @@ class Inputs:
     question: Int[np.ndarray, "B T"]  # which of the M
     question_valid: Bool[np.ndarray, "B T"]
     places: Places
+    mixture: Mixture | None = None  # of features, where a grid is resampled
     visible: int = dataclasses.field(default=0, metadata={"static": True})  # most features of a row in its prompt
+    sizes: Int[np.ndarray, "B X 2"] | None = None  # rows and columns of features, where they differ (Qwen2.5-VL)
+    ragged: bool = dataclasses.field(default=False, metadata={"static": True})  # some features are in no prompt
+    images: Int[np.ndarray, "B X"] | None = None  # which image of the row a crop belongs to, -1 = padding
+    text_embedding: Float[np.ndarray, "B E"] | None = None  # of the questions, for plans that read it
 
 
 def arrange(batch: Batch, patches: tuple[int, int], *, step: int = 1) -> Inputs:
-    """The inputs for a batch whose crops have `patches` = (rows, columns) features.
+    """The inputs for a batch whose crops have `patches` = (rows, columns) features, or images each their own.
 
-    step: M and T are multiples of it, so that one compiled program serves prompts of many lengths. Raises UserError
-    for resampled grids, whose tokens are no single features.
+    step: M and T are multiples of it, so that one compiled program serves prompts of many lengths.
     """
+    sizes = None
+    if batch.grids:
+        batch, patches, sizes = on_one_grid(batch, step)
     rows, length = batch.ids.shape
-    if batch.source.shape[-1] > 1:
-        raise UserError("a grid of features that is resampled is not supported: give an image that needs fewer crops.")
     position = batch.positions if batch.positions.ndim == 3 else batch.positions[None]
     position = np.moveaxis(position, 0, -1).astype(np.int32)
     b, n = np.nonzero(batch.tokens & ~batch.newline & (batch.visual >= 0))
-    slot = batch.visual[b, n]
-    feature = batch.source[b, n, 0]
     is_visual = np.zeros((rows, length), bool)
-    is_visual[b, slot] = True
+    is_visual[b, batch.visual[b, n]] = True
     is_text = batch.valid & ~is_visual
-    places = _places(batch, position, is_text, (b, slot, feature), patches)
+    before = np.cumsum(is_text, 1, dtype=np.int32)
+    places = _places(batch, position, before, patches)
     room = _up(int(is_text.sum(1).max()), step)
     order = np.argsort(~is_text, 1, kind="stable")[:, :room]
     newline = np.zeros((rows, length), bool)
@@ -65,7 +70,7 @@ def arrange(batch: Batch, patches: tuple[int, int], *, step: int = 1) -> Inputs:
     valid = taken(is_text)
     question, question_valid = _question(valid, places, step)
     return Inputs(
-        pixels=None if batch.pixels is None else np.moveaxis(batch.pixels, 2, -1),
+        pixels=np.moveaxis(batch.pixels, 2, -1) if batch.pixels is not None and sizes is None else batch.pixels,
         ids=np.where(valid & ~taken(newline), taken(batch.ids), 0).astype(np.int32),
         position=taken(position),
         valid=valid,
@@ -73,21 +78,36 @@ def arrange(batch: Batch, patches: tuple[int, int], *, step: int = 1) -> Inputs:
         question=question,
         question_valid=question_valid,
         places=places,
-        visible=int(places.inside.sum(1).max()),
+        mixture=mixture(batch, patches, position, before) if batch.source.shape[-1] > 1 else None,
+        sizes=sizes,
+        visible=_up(int(places.inside.sum(1).max()), 1 if sizes is None else step),
+        ragged=sizes is not None or not places.inside.all(),
+        images=_images(batch, patches),
     )
 
 
-def _places(batch: Batch, position: np.ndarray, is_text: np.ndarray, found, patches: tuple[int, int]) -> Places:
-    """Where each feature stands; `found` = (row, slot, feature) of those that are in a prompt."""
-    b, slot, feature = found
+def _places(batch: Batch, position: np.ndarray, before: np.ndarray, patches: tuple[int, int]) -> Places:
+    """Where each feature stands; `before` counts the text up to every slot."""
     rows, crops = batch.ids.shape[0], 0 if batch.pixels is None else batch.pixels.shape[1]
     each = patches[0] * patches[1]
     where = np.zeros((rows, crops * each, position.shape[-1]), np.int32)
-    before, inside = np.zeros(where.shape[:2], np.int32), np.zeros(where.shape[:2], bool)
+    text, inside = np.zeros(where.shape[:2], np.int32), np.zeros(where.shape[:2], bool)
+    b, feature = np.nonzero(batch.home >= 0)
+    slot = batch.visual[b, batch.home[b, feature]]
+    b, feature, slot = (a[slot >= 0] for a in (b, feature, slot))
     where[b, feature], inside[b, feature] = position[b, slot], True
-    before[b, feature] = np.cumsum(is_text, 1)[b, slot]
+    text[b, feature] = before[b, slot]
     start = np.broadcast_to(np.arange(crops, dtype=np.int32) * each, (rows, crops))
-    return Places(where, before, inside, start, np.full((rows, crops), patches[1], np.int32))
+    return Places(where, text, inside, start, np.full((rows, crops), patches[1], np.int32))
+
+
+def _images(batch: Batch, patches: tuple[int, int]) -> np.ndarray:
+    """The image of every crop, -1 for crops of which no feature is in the prompt."""
+    rows, crops = batch.ids.shape[0], 0 if batch.pixels is None else batch.pixels.shape[1]
+    images = np.full((rows, crops), -1, np.int32)
+    b, feature = np.nonzero(batch.home >= 0)
+    images[b, feature // (patches[0] * patches[1])] = batch.image[b, batch.home[b, feature]]
+    return images
 
 
 def _up(count: int, step: int) -> int:

@@ -30,6 +30,10 @@ class Cache:
     valid: Bool[Array, "B S"]
     next: Int[Array, " B"]  # position of the next token, on all axes
     used: Int[Array, " "]
+    visual: Bool[Array, "B S"]  # which slots hold visual tokens
+    bias: Float[Array, "B S"] | None = None  # log of the size of each token, where attention is proportional
+    attention: Float[Array, "layers B S"] | None = None  # of the latest token, mean over heads; for a cache policy
+    visuals: int = dataclasses.field(default=0, metadata={"static": True})  # slots of visual tokens, at most
 
     @property
     def layers(self) -> int:
@@ -57,19 +61,50 @@ def free_slots(caches: Caches) -> int:
 
 
 def new_cache(
-    k: Float[Array, "layers B L Hk Dh"], v: Array, position: Int[Array, "B L P"], valid: Bool[Array, "B L"], room: int
+    k: Float[Array, "layers B L Hk Dh"],
+    v: Array,
+    position: Int[Array, "B L P"],
+    valid: Bool[Array, "B L"],
+    room: int,
+    **more,
 ) -> Cache:
-    """A cache that holds a prompt and has `room` more slots."""
-    behind = [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]
+    """A cache that holds a prompt and has `room` more slots; `more` are further fields of `Cache`."""
     furthest = jnp.max(jnp.where(valid[..., None], position, -1), (1, 2))
-    return Cache(
-        k=jnp.pad(k, behind),
-        v=jnp.pad(v, behind),
-        position=jnp.pad(position, behind[1:4]),
-        valid=jnp.pad(valid, behind[1:3]),
-        next=furthest + 1,
-        used=jnp.asarray(k.shape[2], jnp.int32),
-    )
+    used = jnp.asarray(k.shape[2], jnp.int32)
+    more = {"visual": jnp.zeros_like(valid)} | more
+    return with_room(Cache(k=k, v=v, position=position, valid=valid, next=furthest + 1, used=used, **more), room)
+
+
+def with_room(cache: Cache, room: int) -> Cache:
+    """The cache with `room` more slots behind those that it has."""
+    rows = {axis: [(0, 0)] * axis + [(0, room)] for axis in (1, 2)}
+
+    def padded(a: Array | None, axis: int) -> Array | None:
+        return None if a is None else jnp.pad(a, rows[axis] + [(0, 0)] * (a.ndim - axis - 1))
+
+    return _over_slots(padded, cache)
+
+
+def compact(cache: Cache, slots: int) -> Cache:
+    """The cache with its valid slots first and `slots` of them in all; what does not fit is lost.
+
+    Only for a cache without free slots, as a prompt leaves it.
+    """
+    index = jnp.argsort(~cache.valid, 1, stable=True)[:, :slots].astype(jnp.int32)
+
+    def taken(a: Array | None, axis: int) -> Array | None:
+        if a is None:
+            return None
+        return kernels.gather(a, index) if axis == 1 else jax.vmap(lambda layer: kernels.gather(layer, index))(a)
+
+    cache = _over_slots(taken, cache)
+    return dataclasses.replace(cache, used=jnp.asarray(index.shape[1], jnp.int32))
+
+
+def _over_slots(f, cache: Cache) -> Cache:
+    """`f(array, axis of the slots)` over everything that a cache has for each slot."""
+    axes = {"k": 2, "v": 2, "attention": 2, "position": 1, "valid": 1, "visual": 1, "bias": 1}
+    return dataclasses.replace(cache, **{name: f(getattr(cache, name), axis) for name, axis in axes.items()})
 
 
 def append(
@@ -97,21 +132,41 @@ def _through(decoder: Decoder, stack: Stack, start: int, cache: Cache, x: Array,
     position = counted(valid, cache.position.shape[-1], cache.next[:, None])
     turn, at = decoder.turn(position), cache.used
     everywhere = lax.dynamic_update_slice(cache.valid, valid, (0, at))
+    latest = jnp.maximum(valid.sum(1, dtype=jnp.int32) - 1, 0)[:, None]
 
-    def body(layer: Layer, carry, i):
+    def body(layer: Layer, carry, i, seen):
         x, old_k, old_v = carry
         q, new_k, new_v = layer.project(x, turn)
         k = lax.dynamic_update_slice(old_k, new_k[None], (i, 0, at, 0, 0))
         v = lax.dynamic_update_slice(old_v, new_v[None], (i, 0, at, 0, 0))
         if q.shape[1] == 1:  # every written slot is in the past, so the mask of validity is all there is
-            y = kernels.attention_scores(q, k[i], v[i], valid=everywhere).out
+            y = kernels.attention_scores(q, k[i], v[i], valid=everywhere, bias=cache.bias).out
         else:  # a token sees what was written before, and those of its block that come before it
             both = [jnp.concatenate([a[i], b], 1) for a, b in ((old_k, new_k), (old_v, new_v))]
             mask = jnp.concatenate([cache.valid, valid], 1)
-            y = kernels.attention_scores(q, *both, valid=mask, causal=True).out
-        return (layer.finish(x, y), k, v), None
+            bias = None if cache.bias is None else jnp.pad(cache.bias, [(0, 0), (0, q.shape[1])])
+            y = kernels.attention_scores(q, *both, valid=mask, bias=bias, causal=True).out
+        if seen is not None:
+            now = received(kernels.gather(q, latest), k[i], everywhere, cache.bias)
+            seen = jnp.where(valid.any(1, keepdims=True), now, seen)
+        return (layer.finish(x, y), k, v), seen
 
-    (x, k, v), _ = stack.scan(body, (x, cache.k, cache.v), start, start + cache.layers, jnp.arange(cache.layers))
-    added = valid.sum(1, dtype=jnp.int32)
-    position = lax.dynamic_update_slice(cache.position, position, (0, at, 0))
-    return x, Cache(k, v, position, everywhere, cache.next + added, at + x.shape[1])
+    items = jnp.arange(cache.layers), cache.attention
+    (x, k, v), attention = stack.scan(body, (x, cache.k, cache.v), start, start + cache.layers, *items)
+    written = {
+        "k": k,
+        "v": v,
+        "attention": attention,
+        "position": lax.dynamic_update_slice(cache.position, position, (0, at, 0)),
+        "valid": everywhere,
+        "next": cache.next + valid.sum(1, dtype=jnp.int32),
+        "used": at + x.shape[1],
+    }
+    return x, dataclasses.replace(cache, **written)
+
+
+def received(
+    q: Float[Array, "B 1 H Dh"], k: Float[Array, "B S Hk Dh"], valid: Bool[Array, "B S"], bias: Array | None
+) -> Float[Array, "B S"]:
+    """Attention of one token, which sees all that is valid: the mean over its heads."""
+    return kernels.attention_scores(q, k, k, valid=valid, bias=bias, rows=(0,)).received

@@ -46,6 +46,7 @@ class DecoderConfig:
     offset_norm: bool = False  # norms multiply by 1 + scale (Gemma)
     rotary: Rotary = Rotary()
     window: int = 0  # sliding attention window; 0 = none. Sequences longer than it are refused
+    context: int = 0  # positions that the model was made for; 0 = not known
     bidirectional: bool = False  # the tokens of a prompt see each other (PaliGemma)
     extra_ids: int = 0  # ids that are read and never written: rows of the embedding behind the vocabulary
     cross: tuple[int, ...] = ()  # cross-attention layers, each by the number of layers before it (`cross.CrossDecoder`)

@@ -19,7 +19,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
-from jtok.models.cache import Caches, append, free_slots
+from jtok.models.cache import Cache, Caches, append, free_slots
+from jtok.models.cache_policy import CachePolicy
 from jtok.models.decoder import Decoder
 from jtok.models.sampling import Sampling, sample
 
@@ -35,13 +36,21 @@ class State:
     keys: Array  # [B], one PRNG key a row
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "block", "stops", "how"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("graphdef", "block", "stops", "how", "policy"), donate_argnames="state")
 def decode_block(
-    graphdef: Any, params: Any, state: State, steps: int | Array, block: int, stops: tuple[int, ...], how: Sampling
+    graphdef: Any,
+    params: Any,
+    state: State,
+    steps: int | Array,
+    block: int,
+    stops: tuple[int, ...],
+    how: Sampling,
+    policy: CachePolicy | None = None,
 ) -> tuple[Int[Array, "B block"], State]:
     """Up to `steps` (at most `block`) tokens for every row; ends early when all rows are done. -1 = nothing.
 
-    graphdef, params: of the `Decoder`. There must be room for `steps` tokens in the caches.
+    graphdef, params: of the `Decoder`. There must be room for `steps` tokens in the caches. policy: changes the caches
+    behind the block, in rows that were not done before it.
     """
     decoder: Decoder = nnx.merge(graphdef, nnx.State(params))
     stop_ids = jnp.asarray(stops or (-1,), jnp.int32)
@@ -60,8 +69,17 @@ def decode_block(
         return i + 1, out, State(caches, decoder.logits(x)[:, 0], done, keys[:, 1])
 
     out = jnp.full((state.logits.shape[0], block), -1, jnp.int32)
-    _, out, state = lax.while_loop(going, step, (jnp.asarray(0, jnp.int32), out, state))
-    return out, state
+    _, out, after = lax.while_loop(going, step, (jnp.asarray(0, jnp.int32), out, state))
+    if policy is None:
+        return out, after
+    caches = tuple(_changed(policy, cache, ~state.done) for cache in after.caches)
+    return out, dataclasses.replace(after, caches=caches)
+
+
+def _changed(policy: CachePolicy, cache: Cache, active: Bool[Array, " B"]) -> Cache:
+    """The cache after a policy has seen it; rows that are not active keep the slots that they had."""
+    new = policy(cache, first=False)
+    return dataclasses.replace(new, valid=cache.valid & (new.valid | ~active[:, None]))
 
 
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
@@ -84,6 +102,7 @@ def stream(
     stops: tuple[int, ...] = (),
     how: Sampling = Sampling(),  # noqa: B008  (frozen)
     block: int = 8,
+    policy: CachePolicy | None = None,
 ) -> Iterator[tuple[np.ndarray, State]]:
     """Yields (ids [B, up to `block`], state so far) until `tokens` are given or all rows are done; -1 = nothing.
 
@@ -94,6 +113,6 @@ def stream(
         raise UserError(f"{tokens} tokens are asked for and the cache has room for {room}: make the room larger.")
     while tokens > 0 and not bool(np.all(state.done)):
         steps = min(block, tokens)
-        out, state = decode_block(graphdef, params, state, steps, block, stops, how)
+        out, state = decode_block(graphdef, params, state, steps, block, stops, how, policy)
         tokens -= steps
         yield np.asarray(out)[:, :steps], state

@@ -83,6 +83,7 @@ def decoder_config(
             "offset_norm": kind == "gemma",
             "rotary": _rotary(fields, source),
             "window": _window(kind, stated, fields),
+            "context": int(fields.get("max_position_embeddings") or 0),
             "dtype": dtype,
             "storage": storage,
             **more,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,19 @@ from jtok.errors import UserError
 from jtok.models.decoder import Decoder, DecoderConfig, Dtype
 from jtok.models.infer import config_from_transformers
 from jtok.models.language_config import decoder_config
+from jtok.models.load_mllama import mllama_config, mllama_parts
+from jtok.models.load_qwen import qwen_config
+from jtok.models.mllama import MllamaConfig
 from jtok.models.names import CLIP_NAMES
 from jtok.models.projectors import ProjectorConfig
+from jtok.models.qwen_vision import QwenVisionConfig
 from jtok.models.safetensor_files import Weights, open_weights, read_json
 from jtok.models.stream import Part, read
 from jtok.models.vit import ViTConfig
-from jtok.models.vlm import VLMConfig, VLMNetwork
-from jtok.models.vlm_names import LANGUAGE_NAMES, NEWLINE_NAMES, PROJECTOR_NAMES
+from jtok.models.vlm import VLMConfig
+from jtok.models.vlm_names import LANGUAGE_NAMES, NEWLINE_NAMES, PROJECTOR_NAMES, QWEN_NAMES
+
+AnyConfig = VLMConfig | MllamaConfig
 
 #: What config.json leaves out, by family: layer of the tower whose features are taken, and what of them.
 _FAMILIES: dict[str, dict[str, Any]] = {
@@ -33,6 +39,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
     "paligemma": {"vision_feature_layer": -1, "vision_feature_select_strategy": "full", "image_token_index": 256000},
 }
+#: Families with a tower of their own, and what makes their configs of (directory, config.json, dtype).
+_BUILDERS: dict[str, Callable[..., AnyConfig]] = {"qwen2_5_vl": qwen_config, "mllama": mllama_config}
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -72,15 +80,18 @@ def language_part(config: DecoderConfig) -> Part:
     return Part(LANGUAGE_NAMES, config, config.depth, spare=("head",) if config.tied else ())
 
 
-def vlm_config(path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLMConfig:
+def vlm_config(path: str | os.PathLike, *, dtype: Dtype = "float32") -> AnyConfig:
     """The config of a vision-language model, from its directory's config.json alone.
 
     Raises UserError, one sentence each, for a directory without one and for models that jtok does not have.
     """
     stated = read_config(path)
     family = str(stated.get("model_type", ""))
+    if family in _BUILDERS:
+        return _BUILDERS[family](path, stated, dtype)
     if family not in _FAMILIES:
-        raise UserError(f"'{path}' holds a model of type '{family}': jtok answers with {', '.join(_FAMILIES)}.")
+        known = ", ".join([*_FAMILIES, *_BUILDERS])
+        raise UserError(f"'{path}' holds a model of type '{family}': jtok answers with {known}.")
     fields = {**_FAMILIES[family], **{k: v for k, v in stated.items() if v is not None}}
     drop_class = fields["vision_feature_select_strategy"] == "default"
     tower = _tower(path, fields, family, dtype)
@@ -103,22 +114,30 @@ def vlm_config(path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLMConfi
     )
 
 
-def load_vlm(path: str | os.PathLike, *, dtype: Dtype = "float32") -> tuple[VLMConfig, dict[str, Any]]:
+def load_vlm(path: str | os.PathLike, *, dtype: Dtype = "float32") -> tuple[AnyConfig, dict[str, Any]]:
     """A vision-language model's config and parameters from a Hugging Face directory of one of `_FAMILIES`.
 
     dtype: of the decoder's parameters and of all activations; tower and projector keep float32 parameters. Raises
     UserError as `load_decoder` does; the config is checked before any weight is read.
     """
     config = vlm_config(path, dtype=dtype)
-    like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: VLMNetwork(config, nnx.Rngs(0))), nnx.Param))
+    like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: config.network(nnx.Rngs(0))), nnx.Param))
+    if isinstance(config, MllamaConfig):
+        return config, read(open_weights(path), mllama_parts(config), like)
     parts = {
-        "tower": Part(CLIP_NAMES, config.tower, config.tower.depth, spare=("norm", "pool"), cut=True),
+        "tower": _tower_part(config.tower),
         "projector": Part(PROJECTOR_NAMES, config.projector),
         "language": language_part(config.language),
     }
     if config.newline:
         parts["newline"] = Part(NEWLINE_NAMES, config.language)
     return config, read(open_weights(path), parts, like)
+
+
+def _tower_part(config: ViTConfig | QwenVisionConfig) -> Part:
+    if isinstance(config, QwenVisionConfig):
+        return Part(QWEN_NAMES, config, config.depth)
+    return Part(CLIP_NAMES, config, config.depth, spare=("norm", "pool"), cut=True)
 
 
 def _tower(path: str | os.PathLike, fields: Mapping[str, Any], family: str, dtype: Dtype) -> ViTConfig:

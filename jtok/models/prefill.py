@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jtok import kernels
-from jtok.models.cache import Caches, new_cache
+from jtok.models.cache import Cache, Caches, new_cache, received, with_room
 from jtok.models.decoder import Decoder, Layer, Stack
 from jtok.models.rotary import rotate
 from jtok.models.sequence import Positions, Sequence
@@ -40,11 +40,13 @@ def llm_sites(depth: int) -> list[str]:
 def prefill(decoder: Decoder, sequence: Sequence, run: Run, room: int, positions: Positions) -> tuple[Sequence, Caches]:
     """The last layer's outputs as a sequence, and the caches with `room` free slots. Changes `run`.
 
-    `run.plan` says what stands where; reducers see the visual tokens only.
+    `run.plan` says what stands where; reducers see the visual tokens only. A cache policy at `decode` may shrink what
+    each run of layers hands over.
     """
     stack, depth = Stack(decoder), decoder.config.depth
     sites = {0: "llm.input"} | {i: f"llm.layer.{i}.input" for i in range(1, depth)}
     cuts = [i for i in sites if run.plan.at(sites[i]) is not None]
+    policy = run.plan.at("decode")
     edges = [0, *(i for i in cuts if i), depth]
     caches = []
     for start, stop in zip(edges, edges[1:], strict=False):
@@ -52,34 +54,45 @@ def prefill(decoder: Decoder, sequence: Sequence, run: Run, room: int, positions
             sequence = _reduce(decoder, stack, sequence, run, sites[start], start, positions)
         following = run.plan.at(sites[stop]) if stop in cuts else None
         wants = _IN_LAYER.intersection(following.reads if following is not None else ())
-        sequence, k, v, run.signals = _layers(decoder, stack, sequence, start, stop, wants)
-        caches.append(new_cache(k, v, sequence.position, sequence.valid, room))
+        watch = policy is not None and "last_token_attention" in policy.reads
+        sequence, cache, run.signals = _layers(decoder, stack, sequence, start, stop, wants, watch)
+        cache = cache if policy is None else policy(cache, first=True)
+        caches.append(with_room(cache, room))
     return sequence, tuple(caches)
 
 
-def _layers(decoder: Decoder, stack: Stack, sequence: Sequence, start: int, stop: int, wants: Collection[str]):
-    """(the sequence after layers [start, stop), their keys and values, signals of the last of them)."""
-    turn, causal = decoder.turn(sequence.position), not decoder.config.bidirectional
+def _layers(
+    decoder: Decoder, stack: Stack, sequence: Sequence, start: int, stop: int, wants: Collection[str], watch: bool
+) -> tuple[Sequence, Cache, dict[str, Array]]:
+    """(the sequence after layers [start, stop), their cache without room, signals of the last of them).
+
+    watch: the cache shall hold what the last token attends to.
+    """
+    turn, causal, bias = decoder.turn(sequence.position), not decoder.config.bidirectional, sequence.bias
+
+    def kept(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array | None]:
+        last = kernels.gather(q, sequence.last[:, None])
+        return k, v, received(last, k, sequence.valid, bias) if watch else None
 
     def whole(layer: Layer, x: Array):
         q, k, v = layer.project(x, turn)
-        y = kernels.attention_scores(q, k, v, valid=sequence.valid, causal=causal).out
-        return layer.finish(x, y), (k, v)
+        y = kernels.attention_scores(q, k, v, valid=sequence.valid, bias=bias, causal=causal).out
+        return layer.finish(x, y), kept(q, k, v)
 
-    x, alone, parts = sequence.x, bool(wants), []
+    x, alone, parts, signals = sequence.x, bool(wants), [], {}
     if stop - alone > start:
-        x, parts = stack.scan(whole, x, start, stop - alone)
-        parts = [parts]
-    signals = {}
+        x, many = stack.scan(whole, x, start, stop - alone)
+        parts.append(many)
     if alone:
         with jax.named_scope(f"llm.layer.{stop - 1}"):
             layer = stack.layer(stop - 1)
             q, k, v = layer.project(x, turn)
             y, signals = _attend(q, k, v, sequence, causal, wants)
             x = layer.finish(x, y)
-        parts = [*parts, (k[None], v[None])]
-    k, v = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return sequence.replace(x=x), k, v, signals
+        parts.append(jax.tree.map(lambda a: a[None], kept(q, k, v)))
+    k, v, attention = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+    facts = {"visual": sequence.is_visual, "bias": bias, "attention": attention, "visuals": sequence.slots.shape[1]}
+    return sequence.replace(x=x), new_cache(k, v, sequence.position, sequence.valid, 0, **facts), signals
 
 
 def _attend(q: Array, k: Array, v: Array, sequence: Sequence, causal: bool, wants: Collection[str]):
@@ -87,7 +100,7 @@ def _attend(q: Array, k: Array, v: Array, sequence: Sequence, causal: bool, want
     asking, weight = sequence.asking
     rows = [asking] if "last_token_attention" in wants else []
     rows += [sequence.question] if "text_attention" in wants else []
-    masks = {"valid": sequence.valid, "causal": causal}
+    masks = {"valid": sequence.valid, "bias": sequence.bias, "causal": causal}
     index = jnp.concatenate(rows, 1) if rows else None
     result = kernels.attention_scores(q, k, v, **masks, rows=index, return_probabilities=index is not None)
     columns, few = sequence.slots, {}
@@ -143,7 +156,7 @@ def _ahead(decoder: Decoder, layer: Layer, sequence: Sequence) -> Array:
     """Attention of the last token to the visual ones with the weights of the layer to come, [B,H,N]."""
     q, k, _ = layer.project(sequence.x, decoder.turn(sequence.position))
     asking, weight = sequence.asking
-    how = {"valid": sequence.valid, "return_probabilities": True}
+    how = {"valid": sequence.valid, "bias": sequence.bias, "return_probabilities": True}
     if sequence.text.asks is None:  # the last token sees every valid one
         p = kernels.attention_scores(kernels.gather(q, asking), k, k, rows=(0,), **how).probabilities
     else:

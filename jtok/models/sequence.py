@@ -88,6 +88,21 @@ class Sequence:
         """Slots of the question's tokens."""
         return jnp.take_along_axis(self.others, self.text.question, 1)
 
+    @property
+    def is_visual(self) -> Bool[Array, "B L"]:
+        """Which slots hold visual tokens that are valid."""
+        return self._at_slots(jnp.zeros_like(self.valid), True) & self.valid
+
+    @property
+    def bias(self) -> Float[Array, "B L"] | None:
+        """Log of the size of every token, 0 for text; None unless attention is proportional."""
+        if not self.visual.proportional:
+            return None
+        return self._at_slots(jnp.zeros(self.valid.shape, jnp.float32), jnp.log(jnp.maximum(self.visual.size, 1e-6)))
+
+    def _at_slots(self, array: Array, values: Array | bool) -> Array:
+        return array.at[jnp.arange(array.shape[0])[:, None], self.slots].set(values)
+
     def replace(self, **changes) -> Sequence:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -98,8 +113,7 @@ class Sequence:
 
     def hiding(self, tokens: Tokens) -> Sequence:
         """The sequence in which those of its visual tokens that are not valid in `tokens` are seen by none."""
-        rows = jnp.arange(self.valid.shape[0])[:, None]
-        valid = self.valid.at[rows, self.slots].set(tokens.mask())
+        valid = self._at_slots(self.valid, tokens.mask())
         return self.replace(valid=valid, visual=tokens.replace(x=tokens.x[..., :0]))
 
     def with_visual(self, tokens: Tokens, positions: Positions = "keep") -> Sequence:

@@ -7,7 +7,7 @@ at (or stands in) runs by itself.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ from jtok.plan import Memory, Plan, Reducer
 from jtok.signals import Signals
 from jtok.tokens import Tokens
 
+#: Signals that a block's attention gives.
+IN_BLOCK = ("class_attention", "attention_received", "queries", "keys", "values")
 #: Signals that exist only where the first token is a class token.
 NEEDS_CLASS = ("class_attention",)
 
@@ -44,6 +46,7 @@ class Run:
     memory: Memory = dataclasses.field(default_factory=dict)
     stages: dict[str, Stage] = dataclasses.field(default_factory=dict)
     signals: dict[str, Any] = dataclasses.field(default_factory=dict)
+    given: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # signals that no layer makes
     hidden: list[Array] | None = None  # block outputs, if asked for
 
     def reduce(self, site: str) -> None:
@@ -51,13 +54,14 @@ class Run:
         reducer = self.plan.at(site)
         if reducer is None:
             return
-        missing = [name for name in reducer.reads if name not in self.signals]
+        known = {**self.given, **self.signals}
+        missing = [name for name in reducer.reads if name not in known]
         if missing:
             raise UserError(
                 f"{type(reducer).__name__} at {site} reads {', '.join(missing)}, which no attention layer has given "
                 "since the last change of tokens: place it after an attention layer, or compose both at one site."
             )
-        s = Signals(**{name: self.signals[name] for name in reducer.reads}, key=self.key, train=self.train)
+        s = Signals(**{name: known[name] for name in reducer.reads}, key=self.key, train=self.train)
         before, count = self.tokens, self.tokens.count
         with jax.named_scope(site):
             self.tokens, self.memory = reducer(before, s, self.memory)
@@ -92,7 +96,7 @@ def _wants(plan: Plan, depth: int, prefix: str) -> list[tuple[str, ...]]:
     last = plan.at(f"{prefix}.output")
     if last is not None and depth:
         wants[-1].update(last.reads)
-    return [tuple(sorted(w)) for w in wants]
+    return [tuple(sorted(w.intersection(IN_BLOCK))) for w in wants]
 
 
 def run_blocks(
@@ -166,6 +170,8 @@ def run_blocks(
             run.tokens, run.signals = scan(run.tokens, i, stop), {}
         run.reduce(f"{prefix}.block.{stop - 1}.output")
         i = stop
+    if part.stop == depth:  # the mark of a reducer in this stack does not bias the attention of what comes behind
+        run.tokens = run.tokens.replace(proportional=False)
     return run
 
 

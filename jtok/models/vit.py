@@ -8,6 +8,7 @@ arXiv:2502.14786, DINOv2 arXiv:2304.07193, registers arXiv:2309.16588.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -132,11 +133,13 @@ class ViT(nnx.Module):
         key: Array | None = None,
         train: bool = False,
         hidden: bool = False,
+        given: Mapping[str, Array] | None = None,
     ) -> ViTOutput:
         """Runs the tower with the plan's reducers in it.
 
         images: normalised pixels; for a packed tower patches [B,N,patch*patch*C] with `mask` [B,N] and `shapes` [B,2]
-        (rows, columns). key: one PRNG key, or one per image [B] (default: the same fixed key for every image).
+        (rows, columns). key: one PRNG key, or one per image [B] (default: the same fixed key for every image). given:
+        signals from outside of the tower that reducers read, such as `text_embedding` [B,E].
         Raises UserError for image sides that are no multiple of the patch and for plans that do not fit.
         """
         c, plan = self.config, plan or Plan()
@@ -145,7 +148,8 @@ class ViT(nnx.Module):
             images = _downsample(images, plan.grid, c)
         with jax.named_scope("tower.embed"):
             tokens = self._embed_packed(images, mask, shapes) if c.packed else self._embed(images)
-        run = Run(plan, tokens, _keys(key, images.shape[0]), train, hidden=[tokens.x] if hidden else None)
+        run = Run(plan, tokens, _keys(key, images.shape[0]), train, given=given or {})
+        run.hidden = [tokens.x] if hidden else None
         run_blocks(self.blocks, c.depth, run, remat=c.remat)
         if c.final_norm == "tokens":
             run.tokens = run.tokens.replace(x=self.norm(run.tokens.x))

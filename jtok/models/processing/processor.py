@@ -27,6 +27,9 @@ PREPARE = {
 }
 PREPARE_VIDEO = {"llava_onevision": onevision.prepare_video, "qwen2_5_vl": qwen2_vl.prepare_video}
 
+#: Stands for an answer where a template is rendered for what comes behind it.
+ANSWER = "<<the answer>>"
+
 #: Frames a second where a caller does not say: what Qwen2.5-VL samples videos at.
 FPS = 2.0
 
@@ -68,11 +71,29 @@ class Processor:
         question: text, or messages as in `chat.conversation`. videos: what `video` made. Raises UserError if the
         placeholders are not one for each image and video.
         """
+        return self.place(self.encode(question, len(images), len(videos)), self.images(images), videos)
+
+    def encode(self, question: str | Sequence[Message], images: int = 0, videos: int = 0) -> list[int]:
+        """The ids of a prompt with one placeholder for each image and video: what `place` takes."""
+        return self.tokenizer.encode(self._render(question, images, videos))
+
+    def follow_up(self, question: str) -> list[int]:
+        """The ids that stand between an answer and the next one: its end, the next question, the start of an answer.
+
+        They begin with the stop token where the template closes an answer with one. Raises UserError where the template
+        takes no conversation of several turns.
+        """
+        turns = [("user", "?"), ("assistant", ANSWER), ("user", question)]
+        text = self._render([{"role": role, "content": content} for role, content in turns], 0, 0)
+        if text.count(ANSWER) != 1:
+            raise UserError("the chat template leaves out earlier answers: ask each question by itself.")
+        return self.tokenizer.inner.encode(text.split(ANSWER)[1], add_special_tokens=False).ids
+
+    def _render(self, question: str | Sequence[Message], images: int, videos: int) -> str:
         inner = self.tokenizer
         tokens = {"image": inner.token(inner.image), "video": inner.token(inner.video)}
-        messages = chat.conversation(question, len(images), len(videos), tokens)
-        text = chat.render(self.template, messages, self._variables(tokens))
-        return self.place(inner.encode(text), self.images(images), videos)
+        messages = chat.conversation(question, images, videos, tokens)
+        return chat.render(self.template, messages, self._variables(tokens))
 
     def place(
         self, ids: Sequence[int], images: Sequence[VisualInput] = (), videos: Sequence[VisualInput] = ()
