@@ -49,7 +49,8 @@ def into_cells(tokens: Tokens, cells: np.ndarray, num: int) -> Tokens:
     """
     crops = tokens.owner.shape[1] // cells.size
     if tokens.special or tokens.count != crops * cells.size:
-        raise UserError(f"cells need all {cells.size} patches of a crop: no reducer may stand before the pooling.")
+        before = "no reducer may stand before the pooling, and grids may not be resampled"
+        raise UserError(f"cells need all {cells.size} patches of every crop: {before}.")
     cells = cells.reshape(-1)
     assign = np.concatenate([np.where(cells < 0, -1, cells + crop * num) for crop in range(crops)])
     return tokens.merge(jnp.broadcast_to(jnp.asarray(assign, jnp.int32), tokens.x.shape[:2]), crops * num)
