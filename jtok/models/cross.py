@@ -27,6 +27,7 @@ class CrossCache:
     v: Float[Array, "B N Hk Dh"]
     valid: Bool[Array, "B N"]  # what text behind the prompt may look at
     open: Bool[Array, " B"]  # whether such text looks at an image at all
+    bias: Float[Array, "B N"] | None = None  # log of the size of each token, where attention is proportional
 
     @property
     def bytes(self) -> int:
@@ -70,7 +71,7 @@ class CrossLayer(nnx.Module):
 
     def read(self, x: Float[Array, "B T D"], cache: CrossCache) -> Float[Array, "B T D"]:
         """The layer for text behind the prompt."""
-        y = kernels.attention_scores(self.queries(x), cache.k, cache.v, valid=cache.valid).out
+        y = kernels.attention_scores(self.queries(x), cache.k, cache.v, valid=cache.valid, bias=cache.bias).out
         return self.finish(x, y, jnp.broadcast_to(cache.open[:, None], x.shape[:2]))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from jtok import kernels
 from jtok.errors import UserError
@@ -26,8 +26,8 @@ from jtok.plan import Plan, Reducer
 from jtok.tokens import Tokens
 from jtok.wrappers import Compose
 
-#: Entry of `Tokens.carry`: 1.0 for tokens of the tiles that fill an image up. Text before any image looks at them too
-#: (so it does in the released model), and nothing else does.
+#: Entry of `Tokens.carry`: 1.0 for tokens of the tiles that fill an image up. In transformers, whose logits are ours,
+#: text before the first image looks at them and at all else; in the original code it looks at nothing.
 BEYOND = "beyond"
 
 _IN_LAYER = {"keys", "values", "attention_received", "last_token_attention", "text_attention"}
@@ -95,7 +95,8 @@ def _cross(layer: CrossLayer, text: Text, view: View, tokens: Tokens, wants: Col
     q, (k, v) = layer.queries(text.x), layer.states(tokens.x)
     valid, tags = tokens.mask(), _tags(view, tokens)
     beyond = tokens.carry[BEYOND] > 0.5 if BEYOND in tokens.carry else False
-    masks = {"valid": valid | beyond, "bias": _bias(tokens)}
+    bias = jnp.log(jnp.maximum(tokens.size, 1e-6)) if tokens.proportional else None
+    masks = {"valid": valid | beyond, "bias": bias}
     index = _rows(text, wants)
     result = tagged_attention(q, k, v, *tags, **masks, rows=index, return_probabilities=index is not None)
     sees = _sees(view, tokens, valid)
@@ -110,7 +111,7 @@ def _cross(layer: CrossLayer, text: Text, view: View, tokens: Tokens, wants: Col
         received = tagged_attention(q, k, v, *tags, **masks, rows="all", row_weights=weights).received
         signals["attention_received"] = received
     now = valid & jnp.take_along_axis(view.last, _segment(tokens, view), 1)
-    cache = _packed(CrossCache(k, v, now, view.last.any(-1)), most)
+    cache = _packed(CrossCache(k, v, now, view.last.any(-1), bias), most)
     text = dataclasses.replace(text, x=layer.finish(text.x, y, view.open))
     return text, cache, {name: signals[name] for name in wants}
 
@@ -123,10 +124,6 @@ def _tags(view: View, tokens: Tokens) -> tuple[Bool[Array, "B M X"], Bool[Array,
     """A tile is hidden from text that looks at others; text that may look at none has all of them in view."""
     of_tokens = _segment(tokens, view)[..., None] == jnp.arange(view.last.shape[1])
     return view.open[..., None] & ~view.seen, of_tokens
-
-
-def _bias(tokens: Tokens) -> Float[Array, "B N"] | None:
-    return jnp.log(jnp.maximum(tokens.size, 1e-6)) if tokens.proportional else None
 
 
 def _sees(view: View, tokens: Tokens, valid: Array) -> Bool[Array, "B M"]:
@@ -148,8 +145,8 @@ def _packed(cache: CrossCache, most: int) -> CrossCache:
     if cache.k.shape[1] <= most:
         return cache
     index = jnp.argsort(~cache.valid, 1, stable=True)[:, :most].astype(jnp.int32)
-    rows = kernels.gather({"k": cache.k, "v": cache.v, "valid": cache.valid}, index)
-    return CrossCache(**rows, open=cache.open)
+    rows = {name: getattr(cache, name) for name in ("k", "v", "valid", "bias")}
+    return dataclasses.replace(cache, **kernels.gather(rows, index))
 
 
 def _at_site(

@@ -68,6 +68,8 @@ class MllamaConfig:
         plan.check(self.sites())
         if getattr(plan.projector, "layers_read", ()):
             raise UserError(f"{type(plan.projector).__name__} reads layers of the tower that mllama does not hand out.")
+        if plan.embed is not None:
+            raise UserError("the plan compares patches with an embedding of the question by CLIP: mllama's are others.")
 
     def network(self, rngs: nnx.Rngs) -> MllamaNetwork:
         """The model with its arrays."""
@@ -125,6 +127,8 @@ class MllamaNetwork(nnx.Module):
         most, tokens = inputs.visible * tokens.count, fold(tokens, tiles)
         shown = jnp.repeat(jnp.asarray(inputs.aspects) > 0, tiles // images, 1) & ~inputs.real
         run = Run(plan, _marked(tokens, inputs.real, shown), keys, memory=seen.memory, stages=dict(seen.stages))
+        image = run.tokens.segment // (tiles // images)
+        run.signals = {"crop_image": jnp.where(run.tokens.mask(), image, -1)}
         run.reduce("projector")
         return run, most
 
