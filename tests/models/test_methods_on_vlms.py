@@ -20,6 +20,10 @@ FAMILIES = ("baseline", "vlm-encoder", "vlm-decoder", "vlm-projector")
 METHODS = [m.name for m in registry.catalogue().values() if m.family in FAMILIES] + ["tome"]
 OPTIONS = {"trim": {"space": "language"}}  # with CLIP's text tower in test_clip_text.py
 TOKENS = 4  # of 16, and a square: what the pooling projectors can make
+OPTIONS = {
+    "trim": {"space": "language"},  # its own needs CLIP's text tower
+    "sparsevlm": {"tokens": 8},  # a mean over layers, of which the first two keep all
+}
 
 
 @functools.cache
