@@ -72,7 +72,8 @@ class Windowed(Reducer):
         body["position"] = body["position"] - corner
         inner = patches.replace(**body, owner=owner, grid=self.size)
         key = None if s.key is None else jax.vmap(lambda k: jax.random.split(k, windows))(s.key).reshape(-1)
-        inner, left = self.reducer(inner, s.with_per_token(jax.tree.map(cut, rows)).replace(key=key), {})
+        text = {name: jnp.repeat(value, windows, 0) for name, value in s.of_text().items()}
+        inner, left = self.reducer(inner, s.with_per_token(jax.tree.map(cut, rows)).replace(key=key, **text), {})
         if left:
             raise UserError(f"{type(self.reducer).__name__} keeps a memory across sites and cannot stand in windows.")
         inner = inner.replace(position=inner.position + corner)

@@ -45,6 +45,11 @@ def images() -> jax.Array:
     return jax.random.normal(jax.random.key(2), (BATCH, 24, 24, 3))
 
 
+def given() -> dict[str, np.ndarray]:
+    """What the tower cannot know, for methods that read it: embeddings [3,16] of questions."""
+    return {"text_embedding": np.random.default_rng(3).standard_normal((BATCH, CONFIG.width), np.float32)}
+
+
 def plan(name: str, keep: float, **options: Any):
     """The method's plan for the small tower."""
     return registry.make_plan(name, CONFIG.target(), keep, **options)
@@ -97,6 +102,7 @@ def signals(reducer: Reducer, t: Tokens, seed: int = 1, train: bool = False) -> 
         "text_position": jnp.broadcast_to(jnp.arange(4 + n, 4 + n + text)[:, None], (b, text, 1)),
         "normed": jax.random.normal(keys[10], (b, n, CONFIG.width)),
         "text_normed": jax.random.normal(keys[11], (b, text, CONFIG.width)),
+        "text_embedding": jax.random.normal(keys[12], (b, CONFIG.width)),
     }
     key = jax.random.split(jax.random.key(seed + 1), b)
     return Signals(**{name: made[name] for name in reducer.reads}, key=key, train=train)

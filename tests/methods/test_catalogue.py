@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("highest_precision")
 def forward(plan: Plan):
     """Jitted (model, images) -> output, and the parameters to call it with."""
     graphdef, state = nnx.split(c.tower())
-    return jax.jit(lambda s, x: nnx.merge(graphdef, s)(x, plan)), state
+    return jax.jit(lambda s, x: nnx.merge(graphdef, s)(x, plan, given=c.given())), state
 
 
 @pytest.fixture(scope="module", params=[(m, k) for m in c.METHODS for k in KEEPS], ids=lambda p: f"{p[0]}-{p[1]}")
@@ -126,7 +126,7 @@ def test_gradients_are_finite(name):
     graphdef, state = nnx.split(c.tower())
 
     def loss(state, plan_params, x):
-        out = nnx.merge(graphdef, state)(x, plan.with_params(plan_params), train=True)
+        out = nnx.merge(graphdef, state)(x, plan.with_params(plan_params), train=True, given=c.given())
         return (out.logits**2).sum()
 
     grads = jax.jit(jax.grad(loss, (0, 1)))(state, plan.params(), c.images())
