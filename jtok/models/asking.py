@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,12 @@ import numpy as np
 from flax import nnx
 
 from jtok.errors import UserError
-from jtok.models.answer import TEXT_STEP, VLM
+from jtok.models.answer import VLM
 from jtok.models.decoder import Dtype
 from jtok.models.generate import State
 from jtok.models.load_vlm import load_vlm, vlm_config
 from jtok.models.processing import load_processor
-from jtok.models.processing.images import ImageLike
 from jtok.models.safetensor_files import open_weights
-from jtok.models.sampling import Sampling
 from jtok.models.vlm import Reading
 
 
@@ -43,13 +40,6 @@ def with_weights(model: VLM, path: str | os.PathLike, *, dtype: Dtype = "float32
     return dataclasses.replace(model, params=load_vlm(path, dtype=dtype)[1])
 
 
-def inputs_of(model: VLM, question: str, images: Sequence[ImageLike]) -> Any:
-    """A batch of one prompt. Raises UserError for images that cannot be read or are too small or too large."""
-    if model.processor is None:
-        raise UserError("this model came without a tokenizer: load it from a directory that holds one.")
-    return model.config.arrange(model.processor.batch([model.processor.prompt(question, images)]), TEXT_STEP)
-
-
 def rehearse(model: VLM, inputs: Any, room: int) -> None:
     """Traces the reading of a prompt without parameters: raises the UserErrors that reading it would raise."""
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: model.config.network(nnx.Rngs(0))), nnx.Param))
@@ -61,15 +51,6 @@ def read(model: VLM, inputs: Any, *, room: int, seed: int = 0) -> tuple[Reading,
     keys = _keys(seed)
     reading = model.read(inputs, room=room, key=keys)
     return reading, State(reading.caches, reading.logits, np.zeros(1, bool), keys)
-
-
-def speak(model: VLM, state: State, tokens: int, how: Sampling) -> Iterator[str]:
-    """The answer, piece by piece; the state is used up."""
-    tokenizer = model.processor.tokenizer
-    text = tokenizer.stream()
-    for ids, _ in model.answer(state, tokens, how=how, stops=tuple(tokenizer.stops)):
-        yield "".join(text.push(int(i)) for i in ids[0] if i >= 0)
-    yield text.finish()
 
 
 def _keys(seed: int) -> jax.Array:
