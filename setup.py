@@ -46,6 +46,7 @@ INSTALL_REQUIRES = [
     "jinja2>=3.1.6",
     "pillow>=11.0",
     "pyarrow>=19.0",
+    "scipy>=1.14",
     "scikit-learn>=1.6",
     "scikit-image>=0.25",
     "matplotlib>=3.9",
@@ -88,7 +89,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["jtok", "jtok.*"]) + KERNELS,
     package_dir={"jtok": "jtok", "jtok.kernels": "kernels"},
-    package_data={"jtok": ["py.typed", "assets/*.safetensors", "assets/*.json"]},
+    package_data={"jtok": ["py.typed", "assets/*.safetensors", "assets/*.json", "assets/*/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={
         "test": TEST_REQUIRES,

@@ -1,0 +1,227 @@
+"""TiTok: an image as a short 1-D sequence of codes, read out of learned latent tokens; TA-TiTok adds text.
+
+"An Image is Worth 32 Tokens for Reconstruction and Generation", arXiv:2406.07550, NeurIPS 2024. TA-TiTok: arXiv:
+2501.07730. The first releases ("legacy": L-32, B-64, S-128, and One-D-Piece) read the encoder's output [K, D] as if it
+were [D, K]; their decoder predicts the codes of MaskGIT's VQGAN, which a pixel decoder turns into an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jtok.errors import UserError
+from jtok.tokenizers.code import Code, Tokenizer
+from jtok.tokenizers.pixel_decoder import PixelDecoder
+from jtok.tokenizers.quantizers import VQ, Gaussian
+from jtok.tokenizers.released import Name, linear, norm, trunk
+from jtok.tokenizers.trunk import Trunk
+
+#: (width, depth, heads) of the published sizes.
+SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TiTokConfig:
+    """One-stage by default: pixels out. `legacy` with `proxy` codes is the two-stage recipe of the first releases."""
+
+    image: int = 256
+    patch: int = 16
+    tokens: int = 32
+    encoder: tuple[int, int, int] = SIZES["large"]  # width, depth, heads
+    decoder: tuple[int, int, int] = SIZES["large"]
+    bottleneck: Literal["vq", "kl"] = "vq"
+    codebook: int = 4096
+    code_width: int = 12
+    cosine: bool = True
+    beta: float = 0.25
+    legacy: bool = False
+    proxy: int = 1024  # codes that a legacy decoder predicts
+    proxy_width: int = 256
+    pixels: bool = False  # legacy: with the pixel decoder (stage 2), else the logits are the output (stage 1)
+    pixel_width: int = 128
+    pixel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    pixel_blocks: int = 2
+    text_length: int = 0  # TA-TiTok: text tokens that the decoder reads (77), of width text_width (768)
+    text_width: int = 0
+    drop_tail: bool = False  # One-D-Piece: the decoder takes any prefix
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def side(self) -> int:
+        """Patches a side."""
+        return self.image // self.patch
+
+
+class Encoder(nnx.Module):
+    """[class, patches, latent tokens] -> latents [B,K,d] before the bottleneck."""
+
+    def __init__(self, c: TiTokConfig, rngs: nnx.Rngs):
+        self.config = c
+        width, depth, heads = c.encoder
+        init = nnx.initializers.normal(width**-0.5)
+        self.patch = nnx.Linear(3 * c.patch**2, width, dtype=c.dtype, rngs=rngs)
+        self.class_token = nnx.Param(init(rngs.params(), (1, width)))
+        self.position = nnx.Param(init(rngs.params(), (c.side**2 + 1, width)))
+        self.latent_position = nnx.Param(init(rngs.params(), (c.tokens, width)))
+        self.norm_in = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype)
+        self.norm_out = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        outputs = c.code_width * (2 if c.bottleneck == "kl" else 1)
+        self.out = nnx.Linear(width, outputs, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "B H W 3"], latents: Float[Array, "K D"]) -> Float[Array, "B K d"]:
+        c, b = self.config, images.shape[0]
+        x = self.patch(_patches(images, c.patch))
+        lead = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (b, 1, x.shape[-1]))
+        x = jnp.concatenate([lead, x], 1) + self.position[...].astype(x.dtype)
+        own = (latents + self.latent_position[...]).astype(x.dtype)
+        x = jnp.concatenate([x, jnp.broadcast_to(own, (b, *own.shape))], 1)
+        h = self.norm_out(self.trunk(self.norm_in(x))[:, -c.tokens :]).astype(jnp.float32)
+        if c.legacy:  # the released code takes the memory of [K, D] for one of [D, K]
+            h = jnp.swapaxes(h.reshape(b, h.shape[2], h.shape[1]), 1, 2)
+        return self.out(h)
+
+
+class Decoder(nnx.Module):
+    """[class, mask tokens, latents, text] -> pixels [B,H,W,3], or logits [B,g,g,proxy] of a legacy model."""
+
+    def __init__(self, c: TiTokConfig, rngs: nnx.Rngs):
+        self.config = c
+        width, depth, heads = c.decoder
+        init = nnx.initializers.normal(width**-0.5)
+        self.embed = nnx.Linear(c.code_width, width, dtype=c.dtype, rngs=rngs)
+        self.class_token = nnx.Param(init(rngs.params(), (1, width)))
+        self.mask_token = nnx.Param(init(rngs.params(), (1, width)))
+        self.position = nnx.Param(init(rngs.params(), (c.side**2 + 1, width)))
+        self.latent_position = nnx.Param(init(rngs.params(), (c.tokens, width)))
+        self.text = nnx.Linear(c.text_width, width, dtype=c.dtype, rngs=rngs) if c.text_length else None
+        self.text_position = nnx.Param(init(rngs.params(), (c.text_length, width))) if c.text_length else None
+        self.norm_in = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype)
+        self.norm_out = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        if c.legacy:
+            self.hidden = nnx.Linear(width, 2 * width, rngs=rngs)
+            self.logits = nnx.Linear(2 * width, c.proxy, rngs=rngs)
+        else:
+            self.to_pixels = nnx.Linear(width, 3 * c.patch**2, rngs=rngs)
+            self.smooth = nnx.Conv(3, 3, (3, 3), padding="SAME", rngs=rngs)
+
+    def __call__(
+        self,
+        latents: Float[Array, "B K d"],
+        count: Int[Array, " B"] | None = None,
+        text: Float[Array, "B T E"] | None = None,
+    ) -> Array:
+        """count: latents of each image that are seen (default: all). Raises UserError if text is missing."""
+        c, (b, k) = self.config, latents.shape[:2]
+        if (text is None) != (self.text is None):
+            raise UserError(
+                f"this decoder reads {c.text_length or 'no'} text tokens: {'give' if self.text else 'leave'} text."
+            )
+        x = self.embed(latents) + self.latent_position[...][:k].astype(self.config.dtype)
+        n = c.side**2
+        lead = jnp.concatenate([self.class_token[...], jnp.repeat(self.mask_token[...], n, 0)]) + self.position[...]
+        rows = [jnp.broadcast_to(lead.astype(x.dtype), (b, *lead.shape)), x]
+        if self.text is not None:
+            rows.append(self.text(text) + self.text_position[...].astype(x.dtype))
+        seen = None
+        if count is not None:
+            used = jnp.arange(k) < count[:, None]
+            seen = jnp.concatenate([jnp.ones((b, n + 1), bool), used, jnp.ones((b, c.text_length), bool)], 1)
+        h = self.trunk(self.norm_in(jnp.concatenate(rows, 1)), seen)
+        h = self.norm_out(h[:, 1 : n + 1]).astype(jnp.float32)
+        if c.legacy:
+            return self.logits(jnp.tanh(self.hidden(h))).reshape(b, c.side, c.side, c.proxy)
+        x = self.to_pixels(h).reshape(b, c.side, c.side, c.patch, c.patch, 3)
+        return self.smooth(x.transpose(0, 1, 3, 2, 4, 5).reshape(b, c.image, c.image, 3))
+
+
+class TiTok(Tokenizer):
+    """Encoder, bottleneck and decoder; a legacy model may have the pixel decoder behind them."""
+
+    def __init__(self, config: TiTokConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        if c.image % c.patch:
+            raise UserError(f"an image side of {c.image} pixels is not a multiple of the patch ({c.patch}).")
+        self.lengths = tuple(range(1, c.tokens + 1)) if c.drop_tail else (c.tokens,)
+        self.latent_tokens = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (c.tokens, c.encoder[0])))
+        self.encoder, self.decoder = Encoder(c, rngs), Decoder(c, rngs)
+        self.quantizer = (
+            Gaussian()
+            if c.bottleneck == "kl"
+            else VQ(c.codebook, c.code_width, cosine=c.cosine, beta=c.beta, rngs=rngs)
+        )
+        if c.legacy and c.pixels:
+            self.pixel_codes = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (c.proxy, c.proxy_width)))
+            shape = {"width": c.pixel_width, "multipliers": c.pixel_multipliers, "blocks": c.pixel_blocks}
+            self.pixel_decoder = PixelDecoder(c.proxy_width, rngs, **shape)
+
+    def analyse(self, images: Float[Array, "B H W 3"], *, train: bool = False, key: Array | None = None) -> Code:
+        """A code of all K latents; `key` draws the latents of a KL bottleneck (default: their means)."""
+        z = self.encoder(images, self.latent_tokens[...])
+        draw = {"key": key} if self.config.bottleneck == "kl" else {}
+        found = self.quantizer(z, train=train, **draw)
+        return Code(found.values, found.indices, jnp.full(z.shape[0], z.shape[1], jnp.int32), found.losses)
+
+    def from_ids(self, ids: Int[Array, "B K"], count: Int[Array, " B"]) -> Code:
+        """The code of ids [B,K]. Raises UserError for a KL bottleneck, which has none."""
+        if self.config.bottleneck == "kl":
+            raise UserError("a tokenizer with a KL bottleneck has continuous latents, no ids.")
+        return Code(self.quantizer.decode(ids), ids, count)
+
+    def proxy_logits(self, code: Code, text: Float[Array, "B T E"] | None = None) -> Array:
+        """What the transformer decoder returns: pixels, or a legacy model's logits over the proxy codes."""
+        return self.decoder(code.latents, code.count if self.config.drop_tail else None, text)
+
+    def synthesise(
+        self, code: Code, *, key: Array | None = None, text: Float[Array, "B T E"] | None = None
+    ) -> Float[Array, "B H W 3"]:
+        """Images; raises UserError for a legacy model of stage 1, which predicts proxy codes only."""
+        y = self.proxy_logits(code, text)
+        if not self.config.legacy:
+            return y
+        if not self.config.pixels:
+            raise UserError("a TiTok of stage 1 predicts proxy codes: load one with the pixel decoder (stage 2).")
+        return self.pixel_decoder(jax.nn.softmax(y, -1) @ self.pixel_codes[...])
+
+    def names(self) -> Iterator[Name]:
+        """The released names of all parameters."""
+        c = self.config
+        yield Name("latent_tokens", "latent_tokens")
+        yield from linear("encoder.patch", "encoder.patch_embed", "patch")
+        yield from linear("encoder.out", "encoder.conv_out")
+        yield from linear("decoder.embed", "decoder.decoder_embed")
+        yield Name("decoder.mask_token", "decoder.mask_token")
+        for part in ("encoder", "decoder"):
+            yield Name(f"{part}.class_token", f"{part}.class_embedding")
+            yield Name(f"{part}.position", f"{part}.positional_embedding")
+            yield Name(f"{part}.latent_position", f"{part}.latent_token_positional_embedding")
+            yield from norm(f"{part}.norm_in", f"{part}.ln_pre")
+            yield from norm(f"{part}.norm_out", f"{part}.ln_post")
+            yield from trunk(f"{part}.trunk", f"{part}.transformer")
+        if c.text_length:
+            yield from linear("decoder.text", "decoder.text_guidance_proj")
+            yield Name("decoder.text_position", "decoder.text_guidance_positional_embedding")
+        yield from linear("decoder.hidden", "decoder.ffn.0")
+        yield from linear("decoder.logits", "decoder.ffn.2")
+        yield from linear("decoder.to_pixels", "decoder.ffn.0")
+        yield from linear("decoder.smooth", "decoder.conv_out", "conv")
+        yield Name("quantizer.codebook", "quantize.embedding.weight")
+        if c.legacy and c.pixels:
+            yield Name("pixel_codes", "pixel_quantize.embedding.weight")
+            yield from self.pixel_decoder.names("pixel_decoder", "pixel_decoder")
+
+
+def _patches(images: Float[Array, "B H W 3"], patch: int) -> Float[Array, "B N p"]:
+    b, h, w, c = images.shape
+    if h % patch or w % patch:
+        raise UserError(f"images of {h} x {w} pixels do not divide into patches of {patch}: resize or tile them.")
+    x = images.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, -1, patch * patch * c)

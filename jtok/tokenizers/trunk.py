@@ -1,0 +1,34 @@
+"""Transformer blocks without a tower around them: what encoders and decoders of 1-D tokenizers are made of."""
+
+from __future__ import annotations
+
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jtok.models.block import Block
+from jtok.models.stack import Run, run_blocks
+from jtok.models.vit import ViTConfig
+from jtok.plan import Plan
+from jtok.tokens import from_features
+
+
+class Trunk(nnx.Module):
+    """`depth` pre-norm blocks [width], exact GELU, layer norms of eps 1e-5 (CLIP's), stacked and scanned."""
+
+    def __init__(self, width: int, depth: int, heads: int, rngs: nnx.Rngs, *, mlp_ratio: int = 4, dtype="float32"):
+        config = ViTConfig(width=width, depth=depth, heads=heads, mlp=mlp_ratio * width, eps=1e-5, dtype=dtype)
+        self.depth = depth
+
+        @nnx.split_rngs(splits=depth)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked(rngs):
+            return Block(config, rngs)
+
+        self.blocks = stacked(rngs)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None = None, plan: Plan | None = None
+    ) -> Float[Array, "B N D"]:
+        """valid: tokens that are seen by others (default: all). plan: reducers at `trunk.block.i.*`, if any."""
+        run = Run(plan or Plan(), from_features(x, (x.shape[1],), 0, valid))
+        return run_blocks(self.blocks, self.depth, run, prefix="trunk").tokens.x
