@@ -14,7 +14,8 @@ from jtok.training.answer_questions import default_config
 BASELINES = ("random", "uniform-grid", "average-pool", "downsample-image")
 BLIND = ("visionzip", "divprune", "fastervlm", "vtc-cls", "hired", "fopru", "tome")
 TEXT_AWARE = ("fastv", "pyramiddrop", "sparsevlm", "dart")
-PROJECTORS = ("mlp-projector", "tokenpacker", "mqt", "m3")
+LEARNED = ("tokenpacker", "mqt", "m3")
+PROJECTORS = ("mlp-projector", *LEARNED)
 
 
 def get_config(arg: str = ""):
@@ -38,7 +39,8 @@ def sweep_config():
     sweep.keeps = (0.5, 0.25, 1 / 9)
     sweep.single_keeps = ()
     sweep.kinds_keep = 0.25
-    sweep.runs = ml_collections.ConfigDict()
+    # directories of the runs that trained them (configs/vlm/finetune.py); "" = as initialised
+    sweep.runs = ml_collections.ConfigDict(dict.fromkeys(LEARNED, ""))
     sweep.title = "Visual token reduction on digit-scene questions"
     sweep.scale = "Toy scale: a 1.7 M parameter model on 72 x 72 pixel scenes; rankings need not carry over."
     sweep.notes = ("keep is the share of visual tokens left in the last layer; chance is the commonest answer.",)

@@ -58,7 +58,6 @@ def _answer(args, name: str, options) -> int:
     from jtok import registry
     from jtok.commands.options import load_model
     from jtok.evaluation.pareto import table
-    from jtok.evaluation.question_study import chance_row, kind_row
     from jtok.evaluation.questions import held_out_questions, run_cell
     from jtok.evaluation.sweep import Cell
     from jtok.training.weights import load_reducer
@@ -75,7 +74,11 @@ def _answer(args, name: str, options) -> int:
     what = "unreduced" if args.method == "none" else f"{args.method}, keep {args.keep:g}"
     print(f"{what}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
     print(f"visual tokens per layer {record['tokens_per_block']}; {record['gmacs']:.4f} GMACs to read a prompt")
-    Console().print(table([kind_row(args.method, record), chance_row(questions.chance)], title="by kind of question"))
+    rows = [
+        {"kind of question": kind, "accuracy": f"{a:.1%}", "chance": f"{questions.chance[kind]['majority']:.1%}"}
+        for kind, a in {**record["kinds"], "all": record["accuracy"]}.items()
+    ]
+    Console().print(table(rows, title="chance: the commonest answer of each kind"))
     return 0
 
 

@@ -46,10 +46,13 @@ def _make_task(config):
 def _export(task, params, path: str, workdir: str) -> str:
     """Writes the trained model: a safetensors file, or for one that answers a Hugging Face directory."""
     from jtok.training.question_model import save_model
-    from jtok.training.weights import export
+    from jtok.training.weights import export, save_reducer
 
     if task.config.task == "answer_questions":
-        return str(save_model(task, params, path or Path(workdir) / "model").parent)
+        directory = save_model(task, params, path or Path(workdir) / "model").parent
+        if params.get("plan"):
+            save_reducer(directory.parent / "reducer.safetensors", params["plan"])
+        return str(directory)
     path = path or str(Path(workdir) / "model.safetensors")
     export(task, params, path)
     return path

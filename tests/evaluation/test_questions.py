@@ -1,0 +1,87 @@
+"""Sweeping a vision-language model: what is measured, and the whole command at tiny size."""
+
+import jax
+import numpy as np
+import pytest
+
+from jtok import cli
+from jtok.data.question_text import VOCABULARY, decode_answer, decode_question
+from jtok.data.questions import KINDS, digit_questions
+from jtok.errors import UserError
+from jtok.evaluation.questions import held_out_questions, run_cell, visual_tokens
+from jtok.evaluation.study import read_records
+from jtok.evaluation.sweep import Cell
+from jtok.models.answer import load
+from jtok.registry import make_plan
+from jtok.training.answer_questions import AnswerQuestions
+from jtok.training.question_model import save_model
+from tests.training.test_answer_questions import tiny_config
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A model that has learned nothing but to say "yes" and stop: right about half of the presence questions."""
+    config = tiny_config()
+    task = AnswerQuestions(config)
+    params = task.init(jax.random.key(0))
+    language = params["model"]["language"]
+    for block in ("out", "down"):
+        language["blocks"][block]["kernel"] *= 0  # the last token's embedding reaches the head as it is
+    words = np.eye(language["embedding"].shape[0], 32).astype(np.float32)
+    words[:, 31] = 1
+    language["embedding"] = words
+    head = np.zeros((32, len(words)), np.float32)
+    yes = VOCABULARY.index("yes")
+    head[31, yes] = 1
+    words[yes, 31], words[yes, 30] = 0, 1
+    head[30, 2] = 1
+    language["head"] = head
+    path = tmp_path_factory.mktemp("model")
+    save_model(task, params, path)
+    return path
+
+
+def test_an_answer_is_right_when_the_model_says_exactly_it(directory):
+    model = load(directory)
+    questions = held_out_questions(model, 21, batch=4, size=64)
+    record = run_cell(model, Cell("none", 1.0), questions)
+    data = digit_questions("test", size=64, length=21)
+    said = []
+    for i in range(21):
+        text = model.generate(data[i]["image"], decode_question(data[i]["question"]), tokens=4)
+        said.append(text == decode_answer(data[i]["answer"]))
+    assert record["correct"] == sum(said) > 0 and record["total"] == 21
+    assert record["accuracy"] == pytest.approx(np.mean(list(record["kinds"].values())))
+    assert record["kinds"]["presence"] == np.mean([s for i, s in enumerate(said) if KINDS[i % 7] == "presence"])
+    assert record["kinds"]["count"] == 0 and record["tokens_end"] == 64
+
+
+def test_visual_tokens_of_every_layer(directory):
+    config = load(directory).config
+    assert visual_tokens(make_plan("random", config.target(), 0.25), config) == [16, 16]
+    assert visual_tokens(make_plan("none", config.target()), config) == [64, 64]
+
+
+def test_a_model_of_other_words_is_refused(directory):
+    model = load(directory)
+    tokenizer = model.processor.tokenizer.inner
+    tokenizer.normalizer = None  # numerals and case are no longer what the data say
+    tokenizer.add_tokens(["which"])
+    tokenizer.add_special_tokens(["digit"])
+    with pytest.raises(UserError, match="does not spell"):
+        held_out_questions(model, 7, size=64)
+
+
+def test_the_command_writes_tables_plots_and_a_report(directory, tmp_path, capsys):
+    flags = [f"--config.sweep.model={directory}", "--config.sweep.questions=14", f"--workdir={tmp_path}"]
+    flags += ['--config.sweep.methods=("random",)', "--config.sweep.keeps=(0.25,)"]
+    assert cli.main(["sweep", "--config=configs/vlm/digit_scenes.py", *flags]) == 0
+    records = read_records(tmp_path)
+    assert [(r["method"], r["tokens_end"]) for r in records] == [("none", 64), ("random", 16)]
+    assert records[1]["gmacs"] < records[0]["gmacs"] == records[1]["gmacs_unreduced"]
+    printed = capsys.readouterr().out
+    assert "chance" in printed and "presence" in printed
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert cli.main(["evaluate", f"--model={directory}", "--images=14"]) == 0
+    assert "of 14" in capsys.readouterr().out
