@@ -135,6 +135,8 @@ class VLMNetwork(nnx.Module):
         Grids are resampled behind the projector and before its site, unless a plan has reduced them in the tower: then
         its tokens go on, each at the place of the resampled token nearest to its centre.
         """
+        if inputs.pixels is None:
+            raise UserError("no prompt of this batch has an image: give one of them an image.")
         b, crops = inputs.pixels.shape[:2]
         each = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(crops)))(keys).reshape(-1)
         projector = plan.projector or self.projector
