@@ -1,0 +1,219 @@
+"""FlexTok: an image as an ordered sequence of 1 to 256 codes, and a flow decoder that makes the most of any prefix.
+
+"FlexTok: Resampling Images into 1D Token Sequences of Flexible Length", arXiv:2502.13967, 2025. Registers read the
+latents of a frozen VAE under a mask by which register i sees the registers before it; FSQ makes codes of them; a
+rectified flow, conditioned on the codes that are kept, makes the VAE's latents again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jtok.errors import UserError
+from jtok.tokenizers.code import Code, Tokenizer
+from jtok.tokenizers.dit import DiT, TimeEmbedder, plain_norm, sincos_grid
+from jtok.tokenizers.flow import Guidance, integrate, noised
+from jtok.tokenizers.masks import packed_mask
+from jtok.tokenizers.nested_dropout import draw_counts, fill_tail
+from jtok.tokenizers.quantizers import FSQ
+from jtok.tokenizers.released import Name, linear
+
+
+@dataclasses.dataclass(frozen=True)
+class FlexTokConfig:
+    """The released d18-d18 by default: width 64 x depth. channels, grid: of the latents (side = grid x patch)."""
+
+    encoder_depth: int = 18
+    decoder_depth: int = 18
+    encoder_width: int = 1152
+    decoder_width: int = 1152
+    head_size: int = 64
+    channels: int = 16
+    patch: int = 2
+    grid: int = 16
+    registers: int = 256
+    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    modulations: int = 2  # 2: patches and registers have modulations of their own; 1: they share
+    frequencies: int = 256
+    steps: int = 20
+    guidance: Guidance = Guidance(7.5, projected=True)
+    drop: Literal["uniform", "pow2", "uniform_pow2"] = "uniform_pow2"
+    drop_all: float = 0.2  # (?) share of images trained without a code, for guidance
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def side(self) -> int:
+        """Rows and columns of the latents."""
+        return self.grid * self.patch
+
+
+class RegisterEncoder(nnx.Module):
+    """Latents -> what the quantizer reads, [B,R,levels]."""
+
+    def __init__(self, c: FlexTokConfig, rngs: nnx.Rngs):
+        self.config = c
+        self.patch = nnx.Linear(c.channels * c.patch**2, c.encoder_width, dtype=c.dtype, rngs=rngs)
+        self.position = nnx.Param(jnp.asarray(sincos_grid(c.grid, c.grid, c.encoder_width)))
+        start = jax.random.normal(rngs.params(), (c.registers, c.encoder_width))
+        self.registers = nnx.Param(0.02 * start)
+        self.trunk = DiT(c.encoder_width, c.encoder_depth, c.head_size, 0, rngs, c.dtype)
+        self.out = nnx.Linear(c.encoder_width, len(c.levels), rngs=rngs)
+
+    def __call__(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B R d"]:
+        c = self.config
+        x = self.patch(cut(latents, c.patch)) + _rows(self.position[...])
+        own = jnp.broadcast_to(self.registers[...].astype(x.dtype), (x.shape[0], *self.registers.shape))
+        n = x.shape[1]
+        mask = packed_mask([n + c.registers], "causal_last", prefixes=[n])
+        x = self.trunk(jnp.concatenate([x, own], 1), mask)[:, n:]
+        return self.out(plain_norm(x).astype(jnp.float32))
+
+
+class FlowDecoder(nnx.Module):
+    """(noised latents, t, codes) -> velocity of the latents."""
+
+    def __init__(self, c: FlexTokConfig, rngs: nnx.Rngs):
+        self.config = c
+        width = c.decoder_width
+        self.embed = nnx.Linear(len(c.levels), width, dtype=c.dtype, rngs=rngs)
+        init = nnx.initializers.normal(0.02)
+        self.register_position = nnx.Param(init(rngs.params(), (width, c.registers)))
+        self.dropped = nnx.Param(init(rngs.params(), (width,)))
+        self.null = nnx.Param(init(rngs.params(), (width,)))
+        self.patch = nnx.Linear(c.channels * c.patch**2, width, dtype=c.dtype, rngs=rngs)
+        self.position = nnx.Param(jnp.asarray(sincos_grid(c.grid, c.grid, width)))
+        self.time = TimeEmbedder(width, rngs, c.frequencies)
+        self.trunk = DiT(width, c.decoder_depth, c.head_size, c.modulations, rngs, c.dtype)
+        zero = nnx.initializers.zeros_init()
+        self.modulate = nnx.Linear(width, 2 * width, kernel_init=zero, rngs=rngs)
+        self.out = nnx.Linear(width, c.channels * c.patch**2, kernel_init=zero, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B h w C"], t: Float[Array, " B"], code: Code, null: Array | bool = False
+    ) -> Float[Array, "B h w C"]:
+        """null [B] or one bool: images whose code is left out altogether."""
+        c = self.config
+        held = self.embed(code.latents) + self.register_position[...].T.astype(c.dtype)
+        held = fill_tail(held, code.count, self.dropped[...])  # behind the positions: what is dropped has none
+        null = jnp.broadcast_to(jnp.asarray(null), (x.shape[0],))[:, None, None]
+        held = jnp.where(null, self.null[...].astype(held.dtype), held)
+        patches = self.patch(cut(x, c.patch)) + _rows(self.position[...])
+        n, time = patches.shape[1], self.time(t)
+        y = self.trunk(jnp.concatenate([patches, held], 1), None, time.astype(c.dtype), (n, c.registers))[:, :n]
+        shift, scale = jnp.split(self.modulate(jax.nn.silu(time))[:, None], 2, -1)
+        return paste(self.out(plain_norm(y).astype(jnp.float32) * (1 + scale) + shift), c.side, c.patch)
+
+
+class FlexTok(Tokenizer):
+    """`vae` turns images [B,H,W,3] in [0,1] into scaled latents and back (`encode`, `decode`); without one the
+    tokenizer works on pixels in [-1,1] themselves, with 3 channels."""
+
+    def __init__(self, config: FlexTokConfig, rngs: nnx.Rngs, vae: Any = None):
+        c = self.config = config
+        if vae is None and c.channels not in (3, 4, 8, 16):
+            raise UserError(f"FlexTok without a VAE reads pixels: channels must be 3, not {c.channels}.")
+        self.lengths = tuple(range(1, c.registers + 1))
+        self.vae = vae
+        self.encoder, self.decoder = RegisterEncoder(c, rngs), FlowDecoder(c, rngs)
+
+    @property
+    def quantizer(self) -> FSQ:
+        """FSQ in the variant of the release."""
+        return FSQ(self.config.levels, "atanh")
+
+    def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+        """What the tokenizer codes: the VAE's latents, or pixels in [-1,1]."""
+        return 2 * images - 1 if self.vae is None else self.vae.encode(images)
+
+    def code(self, latents: Float[Array, "B h w C"]) -> Code:
+        """The code of all registers."""
+        found = self.quantizer(self.encoder(latents))
+        return Code(found.values, found.indices, jnp.full(latents.shape[0], self.config.registers, jnp.int32))
+
+    def analyse(self, images: Float[Array, "B H W 3"], *, train: bool = False, key: Array | None = None) -> Code:
+        """A code of all R registers."""
+        return self.code(self.latents(images))
+
+    def from_ids(self, ids: Int[Array, "B R"], count: Int[Array, " B"]) -> Code:
+        """The code of ids; those behind `count` may hold anything valid, 0 for example."""
+        return Code(self.quantizer.decode(ids), ids, count)
+
+    def sample(
+        self, code: Code, noise: Float[Array, "B h w C"], *, steps: int | None = None, guidance: Guidance | None = None
+    ) -> Float[Array, "B h w C"]:
+        """Latents made from noise by the flow."""
+        steps, guidance = steps or self.config.steps, guidance or self.config.guidance
+        return integrate(
+            lambda x, t: self.decoder(x, t, code),
+            noise,
+            steps,
+            without=(lambda x, t: self.decoder(x, t, code, True)) if guidance.scale != 1 else None,
+            guidance=guidance,
+        )
+
+    def synthesise(self, code: Code, *, key: Array | None = None) -> Float[Array, "B H W 3"]:
+        """Images; `key` draws the noise (default: a fixed one)."""
+        c, b = self.config, code.latents.shape[0]
+        noise = jax.random.normal(jax.random.key(0) if key is None else key, (b, c.side, c.side, c.channels))
+        latents = self.sample(code, noise)
+        return (latents + 1) / 2 if self.vae is None else self.vae.decode(latents)
+
+    def loss(self, images: Float[Array, "B H W 3"], key: Array) -> dict[str, Array]:
+        """Rectified flow under nested dropout: `flow`, and `total`."""
+        c, (one, two, three) = self.config, jax.random.split(key, 3)
+        x = self.latents(images)
+        code = self.code(x).take(draw_counts(one, x.shape[0], c.registers, c.drop))
+        null = jax.random.bernoulli(two, c.drop_all, (x.shape[0],))
+        x_t, t, target = noised(x, three)
+        flow = jnp.square(self.decoder(x_t, t, code, null) - target).mean()
+        return {"flow": flow, "total": flow}
+
+    def names(self) -> Iterator[Name]:
+        """The released names of all parameters but the VAE's."""
+        e, d = "encoder.module_dict", "decoder.module_dict"
+        yield from linear("encoder.patch", f"{e}.enc_patch_emb.patch_proj")
+        yield Name("encoder.position", f"{e}.enc_posemb_module.posembs")
+        yield Name("encoder.registers", f"{e}.enc_register_module.registers")
+        yield from linear("encoder.out", f"{e}.enc_to_latents.proj")
+        yield from linear("decoder.embed", f"{d}.dec_from_latents.proj")
+        yield Name("decoder.register_position", f"{d}.dec_registers_posemb_module.posembs")
+        yield Name("decoder.dropped", f"{d}.dec_nested_dropout.dropout_mask_token")
+        yield Name("decoder.null", f"{d}.dec_latent_dropout.nullcond")
+        yield from linear("decoder.patch", f"{d}.dec_noise_patch_emb.patch_proj")
+        yield Name("decoder.position", f"{d}.dec_patches_posemb_module.posembs")
+        yield from linear("decoder.time.up", f"{d}.dec_time_embedder.mlp.0")
+        yield from linear("decoder.time.out", f"{d}.dec_time_embedder.mlp.2")
+        yield from linear("decoder.modulate", f"{d}.dec_to_patches.adaLN_modulation.1")
+        yield from linear("decoder.out", f"{d}.dec_to_patches.proj")
+        for ours, theirs in (("encoder", f"{e}.enc_transformer"), ("decoder", f"{d}.dec_transformer")):
+            o, t = f"{ours}.trunk.blocks", theirs + ".blocks.{}"
+            for one, other in (("q", "wq"), ("k", "wk"), ("v", "wv"), ("out", "proj")):
+                yield from linear(f"{o}.{one}", f"{t}.attn.{other}", bias=False)
+            for one, other in (("gate", "fc1"), ("down", "fc2"), ("up", "fc3")):
+                yield from linear(f"{o}.{one}", f"{t}.mlp.{other}", bias=False)
+            yield from linear(f"{o}.modulate", f"{t}.adaLN_modulation.1")
+
+
+def cut(x: Float[Array, "B h w C"], patch: int) -> Float[Array, "B N p"]:
+    """Patches row by row, each in the order (row, column, channel)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, -1, patch * patch * c)
+
+
+def paste(patches: Float[Array, "B N p"], side: int, patch: int) -> Float[Array, "B h w C"]:
+    """Inverse of `cut` for a square image."""
+    b, g = patches.shape[0], side // patch
+    x = patches.reshape(b, g, g, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, side, side, -1)
+
+
+def _rows(position: Float[Array, "D h w"]) -> Float[Array, "N D"]:
+    return position.reshape(position.shape[0], -1).T
