@@ -18,10 +18,9 @@ pytestmark = pytest.mark.usefixtures("highest_precision")
 
 FAMILIES = ("baseline", "vlm-encoder", "vlm-decoder", "vlm-projector")
 METHODS = [m.name for m in registry.catalogue().values() if m.family in FAMILIES] + ["tome"]
-OPTIONS = {"trim": {"space": "language"}}  # with CLIP's text tower in test_clip_text.py
 TOKENS = 4  # of 16, and a square: what the pooling projectors can make
 OPTIONS = {
-    "trim": {"space": "language"},  # its own needs CLIP's text tower
+    "trim": {"space": "language"},  # with CLIP's text tower in test_clip_text.py
     "sparsevlm": {"tokens": 8},  # a mean over layers, of which the first two keep all
 }
 
@@ -48,7 +47,8 @@ def case(request, model):
     entry = registry.find(request.param)
     # what is dropped can only be hidden if the others keep order and place, whatever the method does by itself
     options = {"positions": "restore"} if entry.assignment == "none" else {}
-    reduced = reduce(model, entry.name, tokens=TOKENS, **options, **OPTIONS.get(entry.name, {}))
+    options = {"tokens": TOKENS, **options, **OPTIONS.get(entry.name, {})}
+    reduced = reduce(model, entry.name, **options)
     with jax.default_matmul_precision("highest"):  # as in the tests, or they would compile it again
         return entry, reduced, reduced.read(batch(), room=1, key=KEYS)
 
