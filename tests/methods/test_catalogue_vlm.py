@@ -19,7 +19,7 @@ from jtok.plan import Target
 from tests.methods import catalogue as c
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
-TARGET = Target(c.CONFIG.depth, (6, 6), c.CONFIG.width, c.CONFIG.heads, 1, layers=8)
+TARGET = Target(c.CONFIG.depth, (6, 6), c.CONFIG.width, c.CONFIG.heads, 1, layers=8, language_width=c.CONFIG.width)
 REDUCERS = c.LANGUAGE + [n for n in c.PROJECTORS if registry.make_plan(n, TARGET, 0.5).sites]
 MODULES = [n for n in c.PROJECTORS if registry.make_plan(n, TARGET, 0.5).projector is not None]
 
@@ -45,7 +45,8 @@ def test_counts_are_as_planned(name, keep):
     t = c.tokens(special=0)
     counts = registry.make_plan(name, TARGET, keep).counts(36)
     assert run(t, c.signals(reducer, t)).count == reducer.count(36) == counts[-1][2]
-    assert abs(counts[-1][2] - keep * 36) <= 4, "about the share that was asked for is left"
+    if name in c.LANGUAGE:  # projectors may have few counts to choose from
+        assert abs(counts[-1][2] - keep * 36) <= 4, "about the share that was asked for is left"
 
 
 @pytest.mark.parametrize("name", REDUCERS)
