@@ -78,7 +78,7 @@ class Encoder(nnx.Module):
 
     def __call__(self, images: Float[Array, "B H W 3"], latents: Float[Array, "K D"]) -> Float[Array, "B K d"]:
         c, b = self.config, images.shape[0]
-        x = self.patch(_patches(images, c.patch))
+        x = self.patch(cut_patches(images, c.patch))
         lead = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (b, 1, x.shape[-1]))
         x = jnp.concatenate([lead, x], 1) + self.position[...].astype(x.dtype)
         own = (latents + self.latent_position[...]).astype(x.dtype)
@@ -219,7 +219,7 @@ class TiTok(Tokenizer):
             yield from self.pixel_decoder.names("pixel_decoder", "pixel_decoder")
 
 
-def _patches(images: Float[Array, "B H W 3"], patch: int) -> Float[Array, "B N p"]:
+def cut_patches(images: Float[Array, "B H W 3"], patch: int) -> Float[Array, "B N p"]:
     b, h, w, c = images.shape
     if h % patch or w % patch:
         raise UserError(f"images of {h} x {w} pixels do not divide into patches of {patch}: resize or tile them.")

@@ -1,0 +1,48 @@
+"""The frozen 2-D tokenizer that ALIT and KARL stand on: what they ask of it, and how they guess its codes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jtok.errors import UserError
+
+
+class BaseTokenizer(Protocol):
+    """A 2-D tokenizer of stride 16: images [B,H,W,3] in [0,1] to a grid of E channels, and back."""
+
+    def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B g g E"]:
+        """Continuous codes, before any quantizer."""
+        ...
+
+    def decode(self, grid: Float[Array, "B g g E"]) -> Float[Array, "B H W 3"]:
+        """Images of codes."""
+        ...
+
+
+class GuessHead(nnx.Module):
+    """Linear, tanh, linear: logits over the base's codebook, or its code itself where the base has none."""
+
+    def __init__(self, width: int, outputs: int, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(width, 2 * width, rngs=rngs)
+        self.out = nnx.Linear(2 * width, outputs, rngs=rngs)
+
+    def __call__(self, h: Float[Array, "B N D"]) -> Float[Array, "B N C"]:
+        return self.out(jnp.tanh(self.hidden(h.astype(jnp.float32))))
+
+
+def guessed_code(guess: Float[Array, "B N C"], codebook: Float[Array, "C E"] | None) -> Float[Array, "B N E"]:
+    """The expected code under the logits, or the guess itself."""
+    return guess if codebook is None else jax.nn.softmax(guess, -1) @ codebook
+
+
+def as_image(base: BaseTokenizer | None, codes: Float[Array, "B N E"]) -> Float[Array, "B H W 3"]:
+    """Images of a square grid of codes; raises UserError where there is no base tokenizer."""
+    if base is None:
+        raise UserError("this tokenizer was made without its base tokenizer: it gives codes of a grid, no pixels.")
+    side = round(codes.shape[1] ** 0.5)
+    return base.decode(codes.reshape(codes.shape[0], side, side, -1))
