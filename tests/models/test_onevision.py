@@ -8,33 +8,41 @@ import pytest
 import torch
 import transformers
 
-from jtok.models.answer import VLM
+import jtok
 from jtok.models.arrange import arrange
-from jtok.models.load_vlm import load_vlm
-from jtok.models.processing import ImageSettings, Prompt, Span, VisualInput, pad_batch
+from jtok.models.processing import ImageSettings, Prompt, Span, VisualInput, load_tokenizer, pad_batch
 from jtok.models.processing.llava_next import best_pinpoint, mosaic_spans
 from jtok.plan import Plan
 from tests.models import language
+from tests.models.processing import checkpoints
 from tests.models.test_vlm import Keep, Watch
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
 SIDE, PATCHES = 70, (5, 5)  # an odd number of patches, as in the real ones
 PINPOINTS = tuple((SIDE * i, SIDE * j) for i in range(1, 4) for j in range(1, 4))
-VIDEO, IMAGE = 98, language.IMAGE
+IMAGE, VIDEO = 2, 3  # ids of the tokenizer that is written beside the model
 MOST = 2  # crops' worth of features
 
 
 @pytest.fixture(scope="module")
 def onevision(tmp_path_factory):
     """(transformers' model, ours)."""
+    size = {"height": SIDE, "width": SIDE}
+    pixels = dict(size=size, image_grid_pinpoints=PINPOINTS, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    files = dict(config=None, generation_config=None, preprocessor_config=pixels)
+    path = checkpoints.write(tmp_path_factory.mktemp("onevision"), "llava_onevision", **files)
+    tokenizer = load_tokenizer(path)
+    assert [tokenizer.token(i) for i in (IMAGE, VIDEO)] == ["<image>", "<video>"]
     torch.manual_seed(0)
     small = {"num_hidden_layers": 2}
     config = transformers.LlavaOnevisionConfig(
         vision_config=transformers.SiglipVisionConfig(
             **{**language.VISION, **small, "image_size": SIDE}, vision_use_head=False
         ),
-        text_config=transformers.Qwen2Config(**{**language.TEXT, **small, "num_hidden_layers": 3}),
+        text_config=transformers.Qwen2Config(
+            **{**language.TEXT, "num_hidden_layers": 3, "vocab_size": tokenizer.inner.get_vocab_size()}
+        ),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         vision_aspect_ratio=f"anyres_max_{MOST}",
@@ -44,9 +52,8 @@ def onevision(tmp_path_factory):
     )
     reference = language.randomise(transformers.LlavaOnevisionForConditionalGeneration(config))
     reference.generation_config.eos_token_id = reference.generation_config.pad_token_id = None
-    path = tmp_path_factory.mktemp("onevision")
     reference.save_pretrained(path)
-    return reference, VLM(*load_vlm(path))
+    return reference, jtok.load(path)
 
 
 def crops(g, count):
@@ -197,3 +204,16 @@ def test_masked_features_leave_the_mean_of_the_rest(onevision):
     full = np.asarray(read(model, [one], Plan({"projector": Watch()})).memory["watch"]["x"])[0].reshape(3, 9, -1)
     np.testing.assert_allclose(x[:, 1:8], full[:, 1:8], atol=1e-6)
     assert np.abs(x[:, 0] - full[:, 0]).max() > 1e-3 and jnp.isfinite(x).all()
+
+
+def test_a_question_about_a_video(onevision):
+    """From frames and a question to text, and with four tokens a frame."""
+    reference, model = onevision
+    frames, question = [checkpoints.picture(90, 70, seed) for seed in range(3)], "What is written on the sign?"
+    one = model.processor.prompt(question, videos=[model.processor.video(frames)])
+    assert (one.ids == VIDEO).sum() == 3 * 9 + 1
+    with torch.no_grad():
+        out = reference.generate(**reference_inputs(one), max_new_tokens=8, do_sample=False)
+    expected = model.processor.tokenizer.decode(out[0, len(one.ids) :].tolist()).strip()
+    assert model.generate(None, question, video=frames, tokens=8) == expected != ""
+    assert jtok.reduce(model, "uniform-grid", tokens=4).generate(None, question, video=frames, tokens=8) != expected

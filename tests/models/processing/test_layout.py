@@ -136,3 +136,27 @@ def test_features_count_padding_crops():
     assert VisualInput("image", np.zeros((4, 3, 28, 28), np.float32), (9, 9), (span,), slots=1, real=1).features == 20
     video = Span("video", (2, 2), (2, 2), frames=3)
     assert VisualInput("video", np.zeros((48, 8), np.float32), (9, 9), (video,), 12, grid=(3, 4, 4)).features == 12
+
+
+@pytest.mark.parametrize("most", [0, 2])
+@pytest.mark.parametrize("size", CASES)
+def test_the_way_back_from_features_to_tokens(size, most):
+    chosen = settings(POINTS["large"], most)
+    spans = mosaic_spans(size, best_pinpoint(size, chosen.pinpoints), chosen)
+    told = layout(spans)
+    single = ~told.newline & ~told.resampled
+    np.testing.assert_array_equal(told.home[told.source[single, 0]], np.flatnonzero(single))
+    top, left, height, width = spans[1].kept
+    assert (told.home >= 0).sum() == 16 + height * width and not told.newline[told.home[told.home >= 0]].any()
+    if told.resampled.any():  # a token's largest share is of a feature that calls it home, or a neighbour of such a one
+        token = np.flatnonzero(told.resampled & ~told.newline)
+        largest = told.source[token, told.weight[token].argmax(1)]
+        apart = told.position[told.home[largest]] - told.position[token]
+        assert np.abs(apart).max() <= 1 and (apart == 0).all(1).mean() > 0.5
+
+
+def test_frames_are_pooled_towards_the_nearest_token():
+    told = layout((Span("video", (3, 3), (5, 5), frames=2, newline="end"),))
+    first = np.asarray([0, 0, 1, 2, 2])
+    frame = 3 * first[:, None] + first[None]
+    np.testing.assert_array_equal(told.home.reshape(2, 5, 5), [frame, 9 + frame])
