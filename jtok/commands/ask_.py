@@ -41,14 +41,14 @@ def _run(args, config) -> int:
     how = Sampling(args.temperature, args.top_p)
     model = asking.describe(args.model, dtype=args.dtype) if args.model else shipped(dtype=args.dtype)
     model = answer.reduce(model, args.method, tokens=args.tokens, keep=args.keep, **parse_options(args.option))
-    inputs = asking.inputs_of(model, args.question, args.image)
+    inputs = model.inputs(args.question, args.image)
     if args.model:
         asking.rehearse(model, inputs, args.max_new_tokens)
         model = asking.with_weights(model, args.model, dtype=args.dtype)
     reading, state = asking.read(model, inputs, room=args.max_new_tokens, seed=args.seed)
     if args.show:
         _show(model, inputs, reading, args)
-    _stream(asking.speak(model, state, args.max_new_tokens, how))
+    _stream(model.speak(state, args.max_new_tokens, how=how))
     return 0
 
 

@@ -129,12 +129,28 @@ class VLM:
         image: one, several, or None beside a video. video: frames of one size, of which `fps` are shown a second.
         Raises UserError for images that cannot be read and for models that take no videos.
         """
-        ids, images, videos = self.begin(question, image, video, fps)
+        inputs = self.inputs(question, image, video=video, fps=fps)
+        yield from self.speak(self.start(inputs, room=tokens, seed=seed), tokens, how=how)
+
+    def inputs(
+        self,
+        question: str,
+        image: ImageLike | Sequence[ImageLike] | None,
+        *,
+        video: Sequence[ImageLike] | None = None,
+        fps: float = FPS,
+    ) -> Any:
+        """A batch of one prompt, as `read` and `start` take it; arguments and errors as in `stream`."""
         processor = self.described()
+        ids, images, videos = self.begin(question, image, video, fps)
         batch = processor.batch([processor.place(ids, images, videos)])
-        state = self.start(self.about(self.config.arrange(batch, TEXT_STEP), [question]), room=tokens, seed=seed)
-        text = processor.tokenizer.stream()
-        for ids, _ in self.answer(state, tokens, how=how, stops=tuple(processor.tokenizer.stops)):
+        return self.about(self.config.arrange(batch, TEXT_STEP), [question])
+
+    def speak(self, state: State, tokens: int, *, how: Sampling | None = None) -> Iterator[str]:
+        """The answer of a batch of one, piece by piece, until its stop token or `tokens` of them; uses the state up."""
+        tokenizer = self.described().tokenizer
+        text = tokenizer.stream()
+        for ids, _ in self.answer(state, tokens, how=how, stops=tuple(tokenizer.stops)):
             yield "".join(text.push(int(i)) for i in ids[0] if i >= 0)
         yield text.finish()
 

@@ -102,3 +102,12 @@ def test_without_a_model_of_its_own_it_says_so(capsys, files, monkeypatch):
     monkeypatch.setattr(shipped, "ASSET", "assets/none")
     code, _, err = ask(capsys, files, *GOOD[1:], QUESTION)
     assert code == 2 and "--model=DIR" in err
+
+
+@pytest.mark.slow
+def test_a_directory_can_be_measured_too(capsys, files):
+    argv = ["--methods=uniform-grid", "--tokens=4", "--repeats=1", "--answer=2", "--json"]
+    assert cli.main(["bench", "vlm", f"--model={files['model']}", *argv]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["prompt"]["visual_tokens"] == 16
+    assert [row["visual_tokens"] for row in result["rows"]] == [16, 4]
