@@ -83,9 +83,7 @@ def halting(case: Case) -> dict[str, Any]:
     code = net._read(jnp.asarray(x["latents"]), (1, 1), False)
     logits = code.extra["halt_logits"][..., None]
     return {
-        "bin_value": np.asarray(x["bin_values"])[np.asarray(karl.error_bin(wanted, tuple(x["bin_values"])))][
-            :, None, None
-        ],
+        "bin_value": bins[np.asarray(karl.error_bin(wanted, tuple(bins)))][:, None, None],
         "condition": net.condition(wanted)[:, None, None],
         "latent_factorized": code.latents,
         "halt_prob": jax.nn.sigmoid(logits),
