@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from jtok import kernels
 from jtok.errors import UserError
@@ -26,20 +27,22 @@ from jtok.plan import Plan, Reducer
 from jtok.tokens import Tokens
 from jtok.wrappers import Compose
 
-#: Entry of `Tokens.carry`: 1.0 for tokens of the tiles that fill an image up. In transformers, whose logits are ours,
-#: text before the first image looks at them and at all else; in the original code it looks at nothing.
-BEYOND = "beyond"
-
 _IN_LAYER = {"keys", "values", "attention_received", "last_token_attention", "text_attention"}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What the text of a prompt may look at."""
+    """What the text of a prompt may look at: V tiles, whose tokens are reduced, and F tokens of tiles that fill images.
 
-    seen: Bool[Array, "B M X"]  # tiles that each of M ids may look at
-    last: Bool[Array, "B X"]  # tiles that what follows may look at: those of the last id
+    In transformers, whose logits are ours, an id that may look at no tile (it stands before the first image) looks at
+    all of them and at what fills up images; in the original code it looks at nothing. Later ids never see the latter.
+    """
+
+    seen: Bool[Array, "B M V"]  # tiles that each of M ids may look at
+    last: Bool[Array, "B V"]  # tiles that what follows may look at: those of the last id
+    filling: Float[Array, "B F D"] | None = None  # projected
+    filling_valid: Bool[Array, "B F"] | None = None
 
     @property
     def open(self) -> Bool[Array, "B M"]:
@@ -52,10 +55,10 @@ def cross_sites(count: int) -> list[str]:
     return [f"cross.{i}" for i in range(count)]
 
 
-def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, room: int, most: int) -> tuple[Text, tuple]:
+def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, room: int) -> tuple[Text, tuple]:
     """(the text behind the last layer, the caches in the order of the layers). Changes `run`.
 
-    `run.tokens` are the visual tokens of each row, None without an image; a cache holds at most `most` of them.
+    `run.tokens` are the visual tokens of each row, None without an image.
     """
     stack, caches, at = Stack(decoder), [], 0
     for k, depth in enumerate(decoder.config.cross):
@@ -70,7 +73,7 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, room:
             following = run.plan.at(f"cross.{k + 1}")
             wants = _IN_LAYER.intersection(following.reads if following is not None else ())
             with jax.named_scope(f"cross.{k}"):
-                text, cache, run.signals = _cross(layer, text, view, run.tokens, wants, most)
+                text, cache, run.signals = _cross(layer, text, view, run.tokens, wants)
             caches.append(cache)
     if at < decoder.config.depth:
         text, cache = _own_layers(decoder, stack, text, at, decoder.config.depth, room)
@@ -90,46 +93,51 @@ def _own_layers(decoder: CrossDecoder, stack: Stack, text: Text, start: int, sto
     return dataclasses.replace(text, x=x), new_cache(k, v, text.position, text.valid, room)
 
 
-def _cross(layer: CrossLayer, text: Text, view: View, tokens: Tokens, wants: Collection[str], most: int):
+def _cross(layer: CrossLayer, text: Text, view: View, tokens: Tokens, wants: Collection[str]):
     """(the text after a cross-attention layer, its cache, the signals of `wants`)."""
-    q, (k, v) = layer.queries(text.x), layer.states(tokens.x)
-    valid, tags = tokens.mask(), _tags(view, tokens)
-    beyond = tokens.carry[BEYOND] > 0.5 if BEYOND in tokens.carry else False
+    q, (k, v), n = layer.queries(text.x), layer.states(tokens.x), tokens.count
     bias = jnp.log(jnp.maximum(tokens.size, 1e-6)) if tokens.proportional else None
-    masks = {"valid": valid | beyond, "bias": bias}
+    segment = jnp.clip(tokens.segment, 0, view.last.shape[1] - 1)
+    tiles = segment[..., None] == jnp.arange(view.last.shape[1])
+    left = (tiles & tokens.mask()[..., None]).any(1)
+    sees = (view.seen & left[:, None]).any(-1)  # something is left of what an id may look at
+    everything = _with_filling(layer, view, (k, v, tokens.mask(), bias, tiles))
     index = _rows(text, wants)
-    result = tagged_attention(q, k, v, *tags, **masks, rows=index, return_probabilities=index is not None)
-    sees = _sees(view, tokens, valid)
+    result = _attend(q, view, *everything, rows=index, return_probabilities=index is not None)
     y = jnp.where((sees | ~view.open)[..., None, None], result.out, 0)
     signals = {"keys": k, "values": v}
     if index is not None:
-        p = result.probabilities * jnp.take_along_axis(sees, index, 1)[:, None, :, None]
+        p = result.probabilities[..., :n] * jnp.take_along_axis(sees, index, 1)[:, None, :, None]
         signals["last_token_attention"] = p[:, :, 0]
         signals["text_attention"] = p[:, :, 1:]
     if "attention_received" in wants:
         weights = (text.valid & sees).astype(jnp.float32)
-        received = tagged_attention(q, k, v, *tags, **masks, rows="all", row_weights=weights).received
-        signals["attention_received"] = received
-    now = valid & jnp.take_along_axis(view.last, _segment(tokens, view), 1)
-    cache = _packed(CrossCache(k, v, now, view.last.any(-1), bias), most)
+        signals["attention_received"] = _attend(q, view, *everything, rows="all", row_weights=weights).received[:, :n]
+    now = tokens.mask() & jnp.take_along_axis(view.last, segment, 1)
+    cache = CrossCache(k, v, now, view.last.any(-1), bias)
     text = dataclasses.replace(text, x=layer.finish(text.x, y, view.open))
     return text, cache, {name: signals[name] for name in wants}
 
 
-def _segment(tokens: Tokens, view: View) -> Array:
-    return jnp.clip(tokens.segment, 0, view.last.shape[1] - 1)
+def _attend(q: Array, view: View, k: Array, v: Array, valid: Array, bias: Array | None, tiles: Array, **how: Any):
+    """A tile is hidden from ids that look at others, and what fills images up from all that look at any."""
+    hidden = jnp.concatenate([view.open[..., None] & ~view.seen, view.open[..., None]], -1)
+    return tagged_attention(q, k, v, hidden, tiles, valid=valid, bias=bias, **how)
 
 
-def _tags(view: View, tokens: Tokens) -> tuple[Bool[Array, "B M X"], Bool[Array, "B N X"]]:
-    """A tile is hidden from text that looks at others; text that may look at none has all of them in view."""
-    of_tokens = _segment(tokens, view)[..., None] == jnp.arange(view.last.shape[1])
-    return view.open[..., None] & ~view.seen, of_tokens
-
-
-def _sees(view: View, tokens: Tokens, valid: Array) -> Bool[Array, "B M"]:
-    """Whether something is left of what an id may look at."""
-    left = (_tags(view, tokens)[1] & valid[..., None]).any(1)
-    return (view.seen & left[:, None]).any(-1)
+def _with_filling(layer: CrossLayer, view: View, own: tuple) -> tuple:
+    """(keys, values, validity, bias, tags) of the visual tokens and of those that fill up images behind them."""
+    k, v, valid, bias, tiles = own
+    tags = jnp.pad(tiles, [(0, 0), (0, 0), (0, 1)])
+    if view.filling is None:
+        return k, v, valid, bias, tags
+    more_k, more_v = layer.states(view.filling)
+    extra = more_k.shape[1]
+    bias = None if bias is None else jnp.pad(bias, [(0, 0), (0, extra)])
+    of_more = jnp.broadcast_to(jnp.arange(tags.shape[2]) == tags.shape[2] - 1, (k.shape[0], extra, tags.shape[2]))
+    pairs = ((k, more_k), (v, more_v), (valid, view.filling_valid), (tags, of_more))
+    k, v, valid, tags = (jnp.concatenate(pair, 1) for pair in pairs)
+    return k, v, valid, bias, tags
 
 
 def _rows(text: Text, wants: Collection[str]) -> Array | None:
@@ -138,15 +146,6 @@ def _rows(text: Text, wants: Collection[str]) -> Array | None:
         return None
     last = jnp.maximum(text.valid.sum(1, keepdims=True, dtype=jnp.int32) - 1, 0)
     return jnp.concatenate([last, text.question], 1) if "text_attention" in wants else last
-
-
-def _packed(cache: CrossCache, most: int) -> CrossCache:
-    """The cache without tokens that no row looks at any more: tiles that were there to fill images up."""
-    if cache.k.shape[1] <= most:
-        return cache
-    index = jnp.argsort(~cache.valid, 1, stable=True)[:, :most].astype(jnp.int32)
-    rows = {name: getattr(cache, name) for name in ("k", "v", "valid", "bias")}
-    return dataclasses.replace(cache, **kernels.gather(rows, index))
 
 
 def _at_site(
@@ -161,7 +160,7 @@ def _at_site(
         arrays["text_normed"] = decoder.norm(text.x)
     few |= {name: kernels.gather(array, text.question) for name, array in arrays.items() if name in wants}
     if "next_last_token_attention" in wants:
-        _, _, ahead = _cross(layer, text, view, run.tokens, {"last_token_attention"}, run.tokens.count)
+        _, _, ahead = _cross(layer, text, view, run.tokens, {"last_token_attention"})
         few["next_last_token_attention"] = ahead["last_token_attention"]
     return few
 

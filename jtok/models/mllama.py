@@ -3,7 +3,7 @@
 What is reduced are the states that the cross-attention layers read, at the sites of the tower (a tile at a time), at
 `projector`, and at `cross.K`, before the K-th of these layers counted from 0 (3, 8, ..., 38 of 40 layers in the
 released model). From the projector on a reducer sees the tokens of all tiles of a row, class tokens among them;
-`segment` says which tile is whose, and tiles that are not there are not valid. Used functionally, like `VLMNetwork`.
+`segment` counts the tiles that show something, and no others are among them. Used functionally, like `VLMNetwork`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from jtok.errors import UserError
+from jtok.models.cache_policy import check_decode
 from jtok.models.cross import CrossDecoder
-from jtok.models.cross_prefill import BEYOND, View, cross_prefill, cross_sites, fit
+from jtok.models.cross_prefill import View, cross_prefill, cross_sites, fit
 from jtok.models.decoder import DecoderConfig
 from jtok.models.projectors import Perceptron, ProjectorConfig
 from jtok.models.sequence import Text, fold
@@ -27,7 +28,7 @@ from jtok.models.tiled_inputs import TiledInputs, arrange_tiles
 from jtok.models.tiled_vision import TiledConfig, TiledTower
 from jtok.models.vlm import Reading
 from jtok.plan import Plan, Target
-from jtok.tokens import Tokens, rename
+from jtok.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +67,12 @@ class MllamaConfig:
     def check(self, plan: Plan) -> None:
         """Raises UserError for a plan that does not fit."""
         plan.check(self.sites())
-        if getattr(plan.projector, "layers_read", ()):
-            raise UserError(f"{type(plan.projector).__name__} reads layers of the tower that mllama does not hand out.")
+        check_decode(plan)
+        if plan.projector is not None:
+            raise UserError("mllama projects several layers of its tower side by side: no other projector fits.")
+        for site, before, after in plan.part("tower").counts(self.tower.target().patches):
+            if after > before:
+                raise UserError(f"the reducer at {site} puts tokens back, of which mllama's tower keeps no outputs.")
         if plan.embed is not None:
             raise UserError("the plan compares patches with an embedding of the question by CLIP: mllama's are others.")
 
@@ -105,45 +110,44 @@ class MllamaNetwork(nnx.Module):
         x = self.language.embed(inputs.ids)
         text = Text(x, inputs.position, inputs.valid, inputs.question, inputs.question_valid)
         ends = jnp.maximum(text.valid.sum(1, dtype=jnp.int32) - 1, 0)[:, None, None]
-        view = View(inputs.seen, jnp.take_along_axis(jnp.asarray(inputs.seen), ends, 1)[:, 0])
-        run, most = Run(plan, None, keys), 0
+        run, filling = Run(plan, None, keys), {}
         if inputs.pixels is not None:
-            run, most = self._look(inputs, plan, keys)
-        text, caches = cross_prefill(self.language, text, view, run, room, most)
+            run, filling = self._look(inputs, plan, keys)
+        last = jnp.take_along_axis(jnp.asarray(inputs.seen), ends, 1)[:, 0]
+        text, caches = cross_prefill(self.language, text, View(inputs.seen, last, **filling), run, room)
         logits = self.language.logits(jnp.take_along_axis(text.x, ends, 1))[:, 0]
         return Reading(logits, caches, text, run.memory, run.stages)
 
-    def _look(self, inputs: TiledInputs, plan: Plan, keys: Array) -> tuple[Run, int]:
-        """(the run with the projected visual tokens of each row, the most that a row has without its padding)."""
-        (b, tiles), images = inputs.pixels.shape[:2], inputs.aspects.shape[1]
+    def _look(self, inputs: TiledInputs, plan: Plan, keys: Array) -> tuple[Run, dict[str, Array]]:
+        """(the run with the projected visual tokens of each row, what fills up images as fields of `View`)."""
+        b, tiles = inputs.pixels.shape[:2]
         each = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(tiles)))(keys).reshape(-1)
         pixels = jnp.reshape(inputs.pixels, (b * tiles, *inputs.pixels.shape[2:]))
         there, aspects = jnp.reshape(inputs.real, -1), jnp.reshape(inputs.aspects, -1)
         seen = self.tower(pixels, aspects, there, plan.part("tower"), key=each)
-        if plan.projector is None:
-            tokens = self.projector(seen.tokens.replace(special=0), (), plan.projector_count)
-        else:  # made for the patches of a grid
-            tokens = plan.projector(seen.tokens.split()[1], (), plan.projector_count)
-        most, tokens = inputs.visible * tokens.count, fold(tokens, tiles)
-        shown = jnp.repeat(jnp.asarray(inputs.aspects) > 0, tiles // images, 1) & ~inputs.real
-        run = Run(plan, _marked(tokens, inputs.real, shown), keys, memory=seen.memory, stages=dict(seen.stages))
-        image = run.tokens.segment // (tiles // images)
-        run.signals = {"crop_image": jnp.where(run.tokens.mask(), image, -1)}
+        order = jnp.asarray(inputs.order)
+        tokens = self._projected(seen.tokens, order, tiles)
+        run = Run(plan, tokens.replace(owner=_of_all(tokens, order, tiles)), keys, memory=seen.memory)
+        run.stages = dict(seen.stages)
         run.reduce("projector")
-        return run, most
+        if not inputs.filling.shape[1]:
+            return run, {}
+        more = self._projected(seen.tokens, jnp.asarray(inputs.filling), tiles)
+        return run, {"filling": more.x, "filling_valid": more.mask()}
+
+    def _projected(self, tokens: Tokens, order: Int[Array, "B V"], tiles: int) -> Tokens:
+        """The tokens of some tiles of each row, projected; class tokens are ordinary. Slots of no tile are padding."""
+        flat = (jnp.arange(len(order))[:, None] * tiles + jnp.maximum(order, 0)).reshape(-1)
+        tokens = jax.tree.map(lambda a: a[flat], tokens.replace(special=0))
+        valid = tokens.mask() & (order >= 0).reshape(-1, 1)
+        size, owner = jnp.where(valid, tokens.size, 0), jnp.where(order.reshape(-1, 1) >= 0, tokens.owner, -1)
+        return fold(self.projector(tokens.replace(valid=valid, size=size, owner=owner)), order.shape[1])
 
 
-def _marked(tokens: Tokens, real: Array, beyond: Array) -> Tokens:
-    """Tokens of tiles that are not real are padding; those that fill an image up are marked."""
-
-    def of_tokens(tiles: Array) -> Array:
-        return jnp.take_along_axis(jnp.asarray(tiles), tokens.segment, 1)
-
-    valid = tokens.mask() & of_tokens(real)
-    slots = jnp.broadcast_to(jnp.arange(tokens.count, dtype=jnp.int32), valid.shape)
-    return tokens.replace(
-        valid=valid,
-        size=jnp.where(valid, tokens.size, 0),
-        owner=rename(tokens.owner, jnp.where(valid, slots, -1)),
-        carry={**tokens.carry, BEYOND: (tokens.mask() & of_tokens(beyond)).astype(jnp.float32)},
-    )
+def _of_all(tokens: Tokens, order: Int[Array, "B V"], tiles: int) -> Int[Array, "B N0"]:
+    """Owners of the patches of all `tiles` tiles of a row, of which `order` are there."""
+    b, v = order.shape
+    own = tokens.owner.reshape(b, v, -1)
+    place = jnp.where(order >= 0, order, tiles)
+    whole = jnp.full((b, tiles + 1, own.shape[2]), -1, own.dtype)
+    return whole.at[jnp.arange(b)[:, None], place].set(own)[:, :tiles].reshape(b, -1)

@@ -14,7 +14,10 @@ from jtok.models.processing.batch import Batch
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TiledInputs:
-    """B prompts with M ids, images' placeholders included, and X tiles a row; T ids follow the last image."""
+    """B prompts with M ids, images' placeholders included; T of them follow the last image.
+
+    Of the X tiles of a row V are real in the row with most of them, and up to F more fill up images.
+    """
 
     pixels: Float[np.ndarray, "B X H W C"] | None
     ids: Int[np.ndarray, "B M"]
@@ -24,8 +27,9 @@ class TiledInputs:
     question_valid: Bool[np.ndarray, "B T"]
     aspects: Int[np.ndarray, "B I"]  # arrangement of each image's tiles; 0 = no image
     real: Bool[np.ndarray, "B X"]  # tiles that show something
-    seen: Bool[np.ndarray, "B M X"]  # tiles that an id may look at
-    visible: int = dataclasses.field(default=0, metadata={"static": True})  # most real tiles of a row
+    order: Int[np.ndarray, "B V"]  # the real ones of each row, -1 = none
+    filling: Int[np.ndarray, "B F"]  # those that fill up images, -1 = none; F is 0 where no text stands before an image
+    seen: Bool[np.ndarray, "B M V"]  # real tiles that an id may look at
 
 
 def arrange_tiles(batch: Batch, *, step: int = 1) -> TiledInputs:
@@ -38,6 +42,9 @@ def arrange_tiles(batch: Batch, *, step: int = 1) -> TiledInputs:
     else:
         aspects, real = batch.aspects, batch.real
         seen = np.pad(batch.cross.reshape(rows, longest, -1), (*behind, (0, 0)))
+    order = _listed(real)
+    there = np.repeat(aspects > 0, real.shape[1] // max(aspects.shape[1], 1), 1)
+    blind = (batch.valid & ~seen[:, :longest].any(2)).any(1) & there.any(1)
     first = _behind_images(aspects, seen)
     count = batch.valid.sum(1)
     index = first[:, None] + np.arange(min(_up(int((count - first).max(initial=0)), step), m))
@@ -50,9 +57,17 @@ def arrange_tiles(batch: Batch, *, step: int = 1) -> TiledInputs:
         question_valid=index < count[:, None],
         aspects=aspects.astype(np.int32),
         real=real,
-        seen=seen,
-        visible=int(real.sum(1).max(initial=0)),
+        order=order,
+        filling=_listed(there & ~real & blind.any()),
+        seen=np.take_along_axis(seen, order.clip(0)[:, None], 2) & (order >= 0)[:, None],
     )
+
+
+def _listed(mask: np.ndarray) -> np.ndarray:
+    """int32 [B,K]: where each row is True, in order, then -1; K is the most of a row."""
+    count = mask.sum(1)
+    index = np.argsort(~mask, 1, kind="stable")[:, : int(count.max(initial=0))]
+    return np.where(np.arange(index.shape[1]) < count[:, None], index, -1).astype(np.int32)
 
 
 def _behind_images(aspects: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 A stack of local blocks, then one of gated global blocks; what goes on is the last output beside those of some local
 blocks. Reducers stand at the same sites as in other towers and see one tile each, since a tile has a class token and a
-position table of its own. The slots that fill a tile up to a multiple of eight are special tokens here, so that no
-reducer takes them for patches, and are gone at `tower.output`. Outputs of local blocks are carried with the tokens:
-they are taken and merged as the tokens are.
+position table of its own. The slots that fill a tile up to a multiple of eight are special tokens behind the class
+token, so that no reducer takes them for patches, and are gone behind `tower.output`. Outputs of local blocks are
+carried with the tokens: they are taken and merged as the tokens are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from jtok.models.resize import resize_grid
 from jtok.models.stack import Run, run_blocks, sites
 from jtok.models.tiled_block import PADDING, TiledBlock
 from jtok.plan import Plan, Target
-from jtok.signals import TOKEN_AXIS
 from jtok.tokens import Tokens, from_features
 
 #: Tokens of a tile are filled up to a multiple of this.
@@ -67,13 +66,18 @@ class TiledConfig:
         return self.image // self.patch
 
     @property
+    def fill(self) -> int:
+        """Slots that fill a tile up, of the whole grid."""
+        return -(self.side**2 + 1) % _MULTIPLE
+
+    @property
     def outputs(self) -> int:
         """Features of a token at the tower's output."""
         return self.width * (1 + len(self.taps))
 
     def target(self) -> Target:
         """What a method needs to know to make its plan for a tile."""
-        return Target(self.depth, (self.side, self.side), self.width, self.heads)
+        return Target(self.depth, (self.side, self.side), self.width, self.heads, 1 + self.fill)
 
 
 class TiledTower(nnx.Module):
@@ -124,8 +128,9 @@ class TiledTower(nnx.Module):
         x = self.post_norm(run.tokens.x)
         run.tokens = run.tokens.replace(x=x + self._of_tiles(self.post_tile, self.post_gate, aspects, x.dtype))
         run_blocks(self.deep.blocks, c.depth, run, remat=c.remat, part=range(c.local, c.depth), first=c.local)
-        _finish(run, c)
+        run.tokens = _side_by_side(run.tokens, c.taps)
         run.reduce("tower.output")
+        run.tokens = _without_filling(run.tokens)
         return run
 
     def _embed(self, tiles: Array, aspects: Array, there: Array, grid: tuple[int, int]) -> Tokens:
@@ -180,12 +185,16 @@ def _stacked(c: TiledConfig, depth: int, gated: bool, rngs: nnx.Rngs) -> TiledBl
     return stacked(rngs)
 
 
-def _finish(run: Run, c: TiledConfig) -> None:
-    """Sets the outputs of local blocks beside the last one, feature by feature, and drops what filled the tiles up."""
-    tokens = run.tokens
-    taps = jnp.stack([tokens.carry[f"tap{i}"] for i in c.taps], -1)
-    taps = taps.reshape(*tokens.x.shape[:2], -1).astype(tokens.x.dtype)
+def _side_by_side(tokens: Tokens, taps: tuple[int, ...]) -> Tokens:
+    """Sets the outputs of local blocks beside the last one, feature by feature."""
+    x = jnp.stack([tokens.carry[f"tap{i}"] for i in taps], -1).reshape(*tokens.x.shape[:2], -1)
+    carry = {name: a for name, a in tokens.carry.items() if name != PADDING and not name.startswith("tap")}
+    return tokens.replace(x=jnp.concatenate([tokens.x, x.astype(tokens.x.dtype)], -1), carry=carry)
+
+
+def _without_filling(tokens: Tokens) -> Tokens:
+    """Of the special tokens the class token alone."""
+    if tokens.special <= 1:
+        return tokens
     index = jnp.asarray([0, *range(tokens.special, tokens.count)], jnp.int32)
-    run.signals = {name: jnp.take(a, index, TOKEN_AXIS.get(name, 1)) for name, a in run.signals.items()}
-    tokens = tokens.replace(x=jnp.concatenate([tokens.x, taps], -1), carry={})
-    run.tokens = tokens.take(jnp.broadcast_to(index, (tokens.x.shape[0], len(index)))).replace(special=1)
+    return tokens.take(jnp.broadcast_to(index, (tokens.x.shape[0], len(index)))).replace(special=1)
