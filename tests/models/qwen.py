@@ -22,10 +22,11 @@ def model(seed: int = 0, *, vocabulary: int = 128, ids: tuple[int, ...] = (IMAGE
     ids: of images, of videos, and of what stands before and behind them. changes: fields of the tower.
     """
     torch.manual_seed(seed)
+    text = {"hidden_size": 64, "bos_token_id": None, "eos_token_id": None}
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
     config = transformers.Qwen2_5_VLConfig(
         vision_config={**VISION, **changes},
-        text_config={**TEXT, "hidden_size": 64, "vocab_size": vocabulary, "rope_parameters": rope},
+        text_config={**TEXT, **text, "vocab_size": vocabulary, "rope_parameters": rope},
         image_token_id=ids[0],
         video_token_id=ids[1],
         vision_start_token_id=ids[2],

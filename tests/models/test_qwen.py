@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
 import torch
+from flax import nnx
 from safetensors.numpy import save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
@@ -14,6 +16,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 import jtok
 from jtok.errors import UserError
 from jtok.models.answer import VLM, reduce
+from jtok.models.generate import State
 from jtok.models.load import flatten
 from jtok.models.load_vlm import load_vlm, vlm_config
 from jtok.models.qwen_vision import QwenVisionConfig
@@ -34,11 +37,12 @@ def pair(tmp_path_factory):
 
 
 def prompts():
-    """One image whose windows are partly empty, two of different shape, a video; tokens on 3x5, 2x2 and 5x3, 2x3."""
+    """An image on 3x5 tokens (windows partly empty), two on 2x2 and 5x3, a video of three steps on 2x3, and text."""
     return [
         qwen.prompt([3, qwen.visual("image", (1, 6, 10), 0), 5], 0),
         qwen.prompt([6, qwen.visual("image", (1, 4, 4), 1), 2, qwen.visual("image", (1, 10, 6), 2), 9], 1),
         qwen.prompt([2, qwen.visual("video", (3, 4, 6), 3, seconds=1.5), 4], 2),
+        qwen.prompt([7], 3),
     ]
 
 
@@ -47,22 +51,18 @@ def theirs(reference, one, **changes):
         return reference(**{**qwen.reference(one), **changes}).logits[0, -1].numpy()
 
 
-def test_logits_of_prompts_with_images_and_videos_of_any_size(pair):
+def test_logits_and_greedy_tokens_are_those_of_transformers(pair):
+    """Sides and texts are padded further than any row needs, as where one program serves many sizes."""
     reference, model, _ = pair
-    reading = model.read(qwen.inputs(model, prompts()), room=1)
-    expected = [theirs(reference, one) for one in prompts()]
+    some, parts = prompts(), []
+    reading = model.read(qwen.inputs(model, some, step=16), room=16)
+    expected = [theirs(reference, one) for one in some]
     np.testing.assert_allclose(reading.logits, expected, rtol=0, atol=1e-4)
-    for row, one in enumerate(prompts()):
+    for row, one in enumerate(some):
         assert reading.sequence.valid[row].sum() == len(one.ids)
         np.testing.assert_array_equal(reading.sequence.position[row, : len(one.ids)].T, one.positions)
         assert reading.caches[0].next[row] == one.next_position
-
-
-def test_greedy_tokens_are_those_of_transformers(pair):
-    """With sides and texts padded further than any row needs, as where one program serves many sizes."""
-    reference, model, _ = pair
-    some = prompts()
-    state, parts = model.start(qwen.inputs(model, some, step=16), room=16), []
+    state = State(reading.caches, reading.logits, np.zeros(len(some), bool), oracle.row_keys(len(some)))
     for ids, _ in model.answer(state, 16):
         parts.append(ids)
     ours = np.concatenate(parts, 1)
@@ -127,40 +127,38 @@ def test_signals_behind_the_tower_are_means_over_the_patches_of_a_token(pair):
 KEPT = (0, 2, 3, 7, 11, 14)  # of 3 x 5 tokens
 
 
+def two():
+    """Prompts with an image of 3 x 5 tokens and one of 2 x 4."""
+    return [qwen.prompt([3, qwen.visual("image", (1, h, w), h), n], n) for h, w, n in ((6, 10, 5), (4, 8, 7))]
+
+
 @pytest.mark.parametrize("site", ["tower.output", "projector"])
-def test_dropping_and_keeping_positions_is_masking_and_a_row_does_not_depend_on_its_batch(pair, site):
+def test_dropping_and_keeping_positions_is_masking(pair, site):
     model = oracle.gentle(pair[1])
-    some = [
-        qwen.prompt([3, qwen.visual("image", (1, 6, 10), 0), 5], 0),
-        qwen.prompt([2, qwen.visual("image", (1, 6, 8), 1), 5], 1),
-    ]
     reduced = dataclasses.replace(model, plan=Plan({site: Keep(KEPT)}))
-    given = qwen.inputs(model, some)
+    given = qwen.inputs(model, two())
     dropped, hidden = oracle.dropped_and_hidden(model, reduced, given, oracle.row_keys(2))
     np.testing.assert_allclose(dropped, hidden, rtol=0, atol=1e-6)
     assert np.abs(dropped - np.asarray(model.read(given, room=1).logits)).max() > 1e-2
-    if site == "projector":
-        return
-    alone = reduced.read(qwen.inputs(model, some[:1]), room=1).logits
-    np.testing.assert_allclose(alone[0], dropped[0], rtol=0, atol=1e-5)
 
 
 def test_reduced_features_in_transformers_give_our_logits(pair):
     reference, model, _ = pair
     model = dataclasses.replace(model, plan=Plan({"projector": Keep(KEPT)}))
-    one = prompts()[0]
-    ours = np.asarray(model.read(qwen.inputs(model, [one]), room=1).logits[0])
-    given = qwen.reference(one)
-    with torch.no_grad():
-        features = reference.model.get_image_features(given["pixel_values"], given["image_grid_thw"]).pooler_output[0]
-    where = np.flatnonzero(one.ids == qwen.IMAGE)
-    left = np.delete(np.arange(len(one.ids)), np.delete(where, KEPT))
-    changes = {name: given[name][:, left] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
-    changes |= dict(
-        pixel_values=None, image_grid_thw=None, position_ids=torch.tensor(one.positions[:, None, left]).long()
-    )
-    changes["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features[list(KEPT)]])}
-    np.testing.assert_allclose(ours, theirs(reference, one, **changes), rtol=0, atol=1e-4)
+    ours = np.asarray(model.read(qwen.inputs(model, two()), room=1).logits)
+    for row, one in enumerate(two()):
+        given, (h, w) = qwen.reference(one), one.visuals[0].spans[0].grid
+        kept = [i // 5 * w + i % 5 for i in KEPT if i // 5 < h and i % 5 < w]  # in its own grid
+        with torch.no_grad():
+            features = reference.model.get_image_features(given["pixel_values"], given["image_grid_thw"])
+        where = np.flatnonzero(one.ids == qwen.IMAGE)
+        left = np.delete(np.arange(len(one.ids)), np.delete(where, kept))
+        changes = {name: given[name][:, left] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        changes |= dict(pixel_values=None, image_grid_thw=None)
+        changes["position_ids"] = torch.tensor(one.positions[:, None, left]).long()
+        outputs = BaseModelOutputWithPooling(pooler_output=[features.pooler_output[0][kept]])
+        expected = theirs(reference, one, **changes, mm_encoder_outputs={"image": outputs})
+        np.testing.assert_allclose(ours[row], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("positions", ["keep", "renumber"])
@@ -188,6 +186,7 @@ def test_from_a_directory_a_picture_and_a_question_to_text(tmp_path):
     names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     ids = tuple(tokenizer.token_to_id(name) for name in names)
     reference = qwen.model(vocabulary=tokenizer.get_vocab_size(), ids=ids)
+    reference.generation_config.eos_token_id = tokenizer.token_to_id("<|im_end|>")
     reference.save_pretrained(path)
     model, picture = jtok.load(path), checkpoints.picture(70, 110)
     one = model.processor.prompt(QUESTION, [picture])
@@ -201,6 +200,26 @@ def test_from_a_directory_a_picture_and_a_question_to_text(tmp_path):
     assert one.visuals[0].tokens == 8 and few.fitted(given).plan.counts(8) == [("tower.output", 8, 4)]
     reading = few.read(given, room=12)
     assert reading.sequence.visual.mask().sum() == 4 and reading.sequence.valid.sum() == len(one.ids) - 4
+
+
+#: What Qwen2.5-VL-7B-Instruct states: the decoder's fields on top, differences from the defaults only.
+PUBLISHED = {
+    "model_type": "qwen2_5_vl", "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28,
+    "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "vocab_size": 152064,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "tie_word_embeddings": False,
+    "sliding_window": 32768, "use_sliding_window": False, "image_token_id": 151655,
+    "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "in_chans": 3,
+                      "out_hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2, "window_size": 112,
+                      "fullatt_block_indexes": [7, 15, 23, 31], "temporal_patch_size": 2, "hidden_act": "silu"},
+}  # fmt: skip
+
+
+def test_the_published_model_has_as_many_parameters(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
+    config = vlm_config(tmp_path)
+    state = nnx.state(nnx.eval_shape(lambda: config.network(nnx.Rngs(0))), nnx.Param)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 8_292_166_656
+    assert config.language.rotary.sections == (16, 24, 24) and config.tower.window == 4
 
 
 def test_blocks_of_one_kind_run_together():
