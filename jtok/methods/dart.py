@@ -100,6 +100,7 @@ def _least_similar(
     reads=Dart.reads,
     site="before the third layer of the language model",
     idea="keep pivots and what duplicates them least",
+    uses_position=True,  # pivots take turns in the order of the prompt
     claims=(
         Claim("LLaVA", "88.9 % of visual tokens pruned", 1.99, metric="speed-up in all"),
         Claim("LLaVA", "88.9 % of visual tokens pruned", 2.99, metric="speed-up of the prefill"),
