@@ -13,7 +13,7 @@ from jtok.training.answer_questions import default_config
 
 BASELINES = ("random", "uniform-grid", "average-pool", "downsample-image")
 BLIND = ("visionzip", "divprune", "fastervlm", "vtc-cls", "hired", "fopru", "tome")
-TEXT_AWARE = ("fastv", "pyramiddrop", "sparsevlm", "dart")
+TEXT_AWARE = ("trim", "fastv", "pyramiddrop", "sparsevlm", "dart")
 LEARNED = ("tokenpacker", "mqt", "m3")
 PROJECTORS = ("mlp-projector", *LEARNED)
 
@@ -22,7 +22,7 @@ def get_config(arg: str = ""):
     """`arg`: "" for the shipped model, "quick" for a few minutes (a smoke run)."""
     config = default_config()
     config.data.size = 72
-    config.train.update({"batch": 24, "steps": 4500, "lr": 2e-3, "warmup": 60, "weight_decay": 0.02, "clip": 1.0})
+    config.train.update({"batch": 24, "steps": 3200, "lr": 2e-3, "warmup": 60, "weight_decay": 0.02, "clip": 1.0})
     config.train.update({"ema": 0.998, "optimizer": "muon", "eval_every": 250, "checkpoint_every": 50, "log_every": 25})
     config.tower_steps = 1000
     config.sweep = sweep_config()
@@ -34,7 +34,7 @@ def get_config(arg: str = ""):
 
 def sweep_config():
     """Accuracy against visual tokens on held-out questions, with the shipped model or that of `model`, a directory."""
-    sweep = ml_collections.ConfigDict({"model": "shipped", "questions": 1400, "batch": 8})
+    sweep = ml_collections.ConfigDict({"model": "shipped", "questions": 700, "batch": 8})
     sweep.methods = BLIND + TEXT_AWARE + PROJECTORS + BASELINES
     sweep.keeps = (0.5, 0.25, 1 / 9)
     sweep.single_keeps = ()
@@ -43,5 +43,11 @@ def sweep_config():
     sweep.runs = ml_collections.ConfigDict(dict.fromkeys(LEARNED, ""))
     sweep.title = "Visual token reduction on digit-scene questions"
     sweep.scale = "Toy scale: a 1.7 M parameter model on 72 x 72 pixel scenes; rankings need not carry over."
-    sweep.notes = ("keep is the share of visual tokens left in the last layer; chance is the commonest answer.",)
+    sweep.options = ml_collections.ConfigDict({"trim": {"space": "language"}, "mqt": {"queries": 81}})
+    sweep.notes = (
+        "keep is the share of visual tokens left in the last layer; chance is the commonest answer of each kind.",
+        "Blind to the question: " + ", ".join(BLIND) + ". Reading it: " + ", ".join(TEXT_AWARE) + ".",
+        "trim compares in the decoder's space, since this model has no CLIP text tower: not the paper's method.",
+        "On 9 x 9 patches m3 and tokenpacker can only make 9 tokens; tome's last step may leave a few more.",
+    )
     return sweep

@@ -16,6 +16,8 @@ def get_config(arg: str = "m3"):
     config.weights = "shipped"
     config.plan.method = arg
     config.plan.keep = 1 / 9
+    if arg == "mqt":
+        config.plan.options.queries = 81
     config.freeze_tower = True
     config.dense = 0.0
     config.data.size = 72

@@ -65,11 +65,10 @@ class QuestionReader:
 
 def kind_row(name: str, record: Record) -> Record:
     """One line of a table: accuracy in all and of every kind."""
-    kinds = {kind: f"{record['kinds'][kind]:.1%}" for kind in KINDS}
-    return {"method": name, "tokens": record["tokens_end"], "all": f"{record['accuracy']:.1%}", **kinds}
+    kinds = {kind: f"{100 * record['kinds'][kind]:.1f}" for kind in KINDS}
+    return {"method": name, "left": record["tokens_end"], "all": f"{100 * record['accuracy']:.1f}", **kinds}
 
 
 def chance_row(chance: Mapping[str, Mapping[str, float]]) -> Record:
     """The line of always giving the commonest answer of each kind."""
-    kinds = {kind: f"{chance[kind]['majority']:.1%}" for kind in ("all", *KINDS)}
-    return {"method": "chance (commonest answer)", **kinds}
+    return {"method": "chance", **{kind: f"{100 * chance[kind]['majority']:.1f}" for kind in ("all", *KINDS)}}

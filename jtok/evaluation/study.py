@@ -56,7 +56,8 @@ class Study:
 
     config.sweep: `methods` (names), `keeps` (ratios), `batch`, `single_keeps` (ratios at which batch 1 is timed too),
     `runs` (method -> directory of the run that trained it; `{keep}` in it stands for the ratio, and a ratio without a
-    directory stays untrained), `title`, `scale` and `notes` (sentences for the report); what the subject reads beside.
+    directory stays untrained), `options` (method -> what its plan takes beside; may be left out), `title`, `scale` and
+    `notes` (sentences for the report); what the subject reads beside.
     """
 
     def __init__(self, subject: Subject, config: ConfigDict, workdir, command: str):
@@ -181,9 +182,10 @@ def make_cells(subject: Subject, s: ConfigDict) -> list[Cell]:
             raise UserError(f"sweep.runs names '{name}', which is not among sweep.methods.")
     cells = []
     for method in s.methods:
+        options = dict(s.get("options", {}).get(method, {}))
         for keep in s.keeps:
-            plan = registry.make_plan(method, subject.target, keep)
-            cells.append(Cell(method, keep, params=_trained(subject, plan, s.runs.get(method, ""), keep)))
+            plan = registry.make_plan(method, subject.target, keep, **options)
+            cells.append(Cell(method, keep, options, _trained(subject, plan, s.runs.get(method, ""), keep)))
     return cells
 
 

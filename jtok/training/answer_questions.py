@@ -212,6 +212,13 @@ class AnswerQuestions:
 def load_weights(name: str, config: VLMConfig) -> dict[str, Any]:
     """Parameters from a directory, or of the shipped model. Raises UserError for those of another shape."""
     model = shipped() if name == "shipped" else load(name)
-    if (model.config.tower, model.config.language) != (config.tower, config.language):
+    theirs, ours = (_shape(c) for c in (model.config, config))
+    if theirs != ours:
         raise UserError(f"the model '{name}' is not of the shape that config.model states: make them agree.")
     return model.params
+
+
+def _shape(config: VLMConfig) -> tuple[int, ...]:
+    tower, language = config.tower, config.language
+    sizes = [tower.image, tower.patch, tower.width, tower.depth, tower.heads, tower.mlp]
+    return *sizes, language.vocabulary, language.width, language.depth, language.heads, language.mlp

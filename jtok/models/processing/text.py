@@ -31,8 +31,14 @@ class Tokenizer:
     prefix: tuple[int, ...] = ()  # what encode() puts in front: the beginning-of-sequence id, where the model wants one
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt. Special tokens written in the text count as such; a missing `prefix` is put in front."""
-        ids = self.inner.encode(text, add_special_tokens=False).ids
+        """Ids of a prompt. Special tokens written in the text count as such; a missing `prefix` is put in front.
+
+        Raises UserError for words that a closed vocabulary lacks.
+        """
+        try:
+            ids = self.inner.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # plain, of a closed vocabulary that lacks a word
+            raise UserError(f"the model's tokenizer has no tokens for '{text}' ({error}).") from None
         if any(i in ids for i in self.prefix):
             return ids  # the template has written it itself
         return [*self.prefix, *ids]
