@@ -233,6 +233,7 @@ def test_blocks_of_one_kind_run_together():
         (lambda m: reduce(m, "tome", tokens=4), "no site 'tower.block.0.*in windows and quads"),
         (lambda m: reduce(m, "downsample-image", tokens=4), "as patches: set max_pixels"),
         (lambda m: reduce(m, "fastervlm", tokens=4), "no class token"),
+        (lambda m: m.read(qwen.inputs(m, [qwen.prompt([7], 0)]), room=1), "no prompt of this batch has an image"),
         (lambda m: m.config.check(Plan({"llm.layer.9.input": Keep()})), "no site 'llm.layer.9.input'"),
     ],
 )
