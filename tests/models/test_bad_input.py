@@ -29,7 +29,7 @@ def described(directory, tmp_path_factory):
 
 def read(model, question=QUESTION, images=(), room=8):
     """What is done before weights are read."""
-    inputs = asking.inputs_of(model, question, images or [checkpoints.picture(60, 60)])
+    inputs = model.inputs(question, images or [checkpoints.picture(60, 60)])
     asking.rehearse(model, inputs, room)
 
 
@@ -89,6 +89,6 @@ def test_an_unknown_image_token(described, tmp_path, change, sentence):
 
 def test_renumbered_positions_are_not_known_before_reading(described):
     model, _ = described
-    inputs = asking.inputs_of(model, QUESTION, [checkpoints.picture(60, 60)])
+    inputs = model.inputs(QUESTION, [checkpoints.picture(60, 60)])
     assert model.positions_left(inputs) < 512 - 16
     assert reduce(model, "uniform-grid", tokens=4, positions="renumber").positions_left(inputs) is None
