@@ -36,15 +36,17 @@ def _make_task(config):
     """The task that `config.task` names."""
     from jtok.training.answer_questions import AnswerQuestions
     from jtok.training.classify import Classify
+    from jtok.training.tokenize_images import TokenizeImages
 
-    tasks = {"classify": Classify, "answer_questions": AnswerQuestions}
+    tasks = {"classify": Classify, "answer_questions": AnswerQuestions, "tokenize_images": TokenizeImages}
     if config.get("task") not in tasks:
-        raise UserError(f"config.task is '{config.get('task')}'; jtok trains {' and '.join(map(repr, tasks))}.")
+        raise UserError(f"config.task is '{config.get('task')}'; jtok trains {', '.join(map(repr, tasks))}.")
     return tasks[config.task](config)
 
 
 def _export(task, params, path: str, workdir: str) -> str:
     """Writes the trained model: a safetensors file, or for one that answers a Hugging Face directory."""
+    from jtok.tokenizers.files import save_tokenizer
     from jtok.training.question_model import save_model
     from jtok.training.weights import export, save_reducer
 
@@ -54,6 +56,9 @@ def _export(task, params, path: str, workdir: str) -> str:
             save_reducer(directory.parent / "reducer.safetensors", params["plan"])
         return str(directory)
     path = path or str(Path(workdir) / "model.safetensors")
+    if task.config.task == "tokenize_images":
+        save_tokenizer(path, task.tokenizer(params), storage="bfloat16")
+        return path
     export(task, params, path)
     return path
 

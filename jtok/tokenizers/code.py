@@ -37,7 +37,7 @@ class Code:
 class Tokenizer(nnx.Module):
     """Images are float [B,H,W,3] in [0,1]. A tokenizer defines `analyse` and `synthesise`, and has `lengths`."""
 
-    #: Numbers of latents that `synthesise` was trained for, ascending; the last is all of them.
+    #: Numbers of latents that a search for a quality tries, ascending; the last is all of them.
     lengths: tuple[int, ...]
 
     def analyse(self, images: Float[Array, "B H W 3"], *, train: bool = False, key: Array | None = None) -> Code:

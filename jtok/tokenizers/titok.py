@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jtok.errors import UserError
 from jtok.tokenizers.code import Code, Tokenizer
 from jtok.tokenizers.pixel_decoder import PixelDecoder
-from jtok.tokenizers.quantizers import VQ, Gaussian
+from jtok.tokenizers.quantizers import FSQ, VQ, Gaussian
 from jtok.tokenizers.released import Name, linear, norm, trunk
 from jtok.tokenizers.trunk import Trunk
 
@@ -36,9 +36,10 @@ class TiTokConfig:
     tokens: int = 32
     encoder: tuple[int, int, int] = SIZES["large"]  # width, depth, heads
     decoder: tuple[int, int, int] = SIZES["large"]
-    bottleneck: Literal["vq", "kl"] = "vq"
+    bottleneck: Literal["vq", "kl", "fsq"] = "vq"
     codebook: int = 4096
-    code_width: int = 12
+    code_width: int = 12  # for fsq: the number of `levels`
+    levels: tuple[int, ...] = ()
     cosine: bool = True
     beta: float = 0.25
     legacy: bool = False
@@ -150,14 +151,17 @@ class TiTok(Tokenizer):
         c = self.config = config
         if c.image % c.patch:
             raise UserError(f"an image side of {c.image} pixels is not a multiple of the patch ({c.patch}).")
-        self.lengths = tuple(range(1, c.tokens + 1)) if c.drop_tail else (c.tokens,)
+        if c.bottleneck == "fsq" and len(c.levels) != c.code_width:
+            raise UserError(f"FSQ levels {c.levels} need a code_width of {len(c.levels)}, not {c.code_width}.")
+        self.lengths = ladder(c.tokens) if c.drop_tail else (c.tokens,)
         self.latent_tokens = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (c.tokens, c.encoder[0])))
         self.encoder, self.decoder = Encoder(c, rngs), Decoder(c, rngs)
-        self.quantizer = (
-            Gaussian()
-            if c.bottleneck == "kl"
-            else VQ(c.codebook, c.code_width, cosine=c.cosine, beta=c.beta, rngs=rngs)
-        )
+        make = {
+            "kl": Gaussian,
+            "fsq": lambda: FSQ(c.levels),
+            "vq": lambda: VQ(c.codebook, c.code_width, cosine=c.cosine, beta=c.beta, rngs=rngs),
+        }
+        self.quantizer = make[c.bottleneck]()
         if c.legacy and c.pixels:
             self.pixel_codes = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (c.proxy, c.proxy_width)))
             shape = {"width": c.pixel_width, "multipliers": c.pixel_multipliers, "blocks": c.pixel_blocks}
@@ -217,6 +221,15 @@ class TiTok(Tokenizer):
         if c.legacy and c.pixels:
             yield Name("pixel_codes", "pixel_quantize.embedding.weight")
             yield from self.pixel_decoder.names("pixel_decoder", "pixel_decoder")
+
+
+def ladder(most: int) -> tuple[int, ...]:
+    """Lengths that a search for a quality tries: all up to 8, then about six for every doubling."""
+    steps, n = [], 1
+    while n < most:
+        steps.append(n)
+        n += max(1, n // 8)
+    return (*steps, most)
 
 
 def cut_patches(images: Float[Array, "B H W 3"], patch: int) -> Float[Array, "B N p"]:
