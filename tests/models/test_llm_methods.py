@@ -1,0 +1,108 @@
+"""Every method in the language model, in a tiny LLaVA: it reads, answers, and a row does not see its batch."""
+
+import jax
+import numpy as np
+import pytest
+
+from jtok import registry
+from jtok.errors import UserError
+from jtok.models.answer import reduce
+from jtok.models.arrange import arrange
+from jtok.models.processing import pad_batch
+from jtok.plan import Target
+from tests.methods.catalogue import LANGUAGE
+from tests.models import language, oracle
+
+pytestmark = pytest.mark.usefixtures("highest_precision")
+
+SHARE = {
+    "sparsevlm": {"tokens": 8},  # of 16, as an average over layers
+    "dart": {"tokens": 12},  # four pivots, and one for each of eight
+}
+WRITTEN = 5
+
+
+@pytest.fixture(scope="module")
+def model(llava):
+    """Gentle, so that an answer does not hang on rounding."""
+    return oracle.gentle(llava[1])
+
+
+def told(model, prompts):
+    """(ids [B,WRITTEN], logits behind them, caches) of the greedy answer."""
+    inputs = arrange(pad_batch(prompts, 0), language.GRID, step=16)
+    state, parts = model.start(inputs, room=WRITTEN), []
+    for ids, state in model.answer(state, WRITTEN, block=WRITTEN):  # noqa: B007, B020
+        parts.append(ids)
+    return np.concatenate(parts, 1), np.asarray(state.logits), state.caches
+
+
+@pytest.fixture(scope="module", params=LANGUAGE)
+def case(request, model):
+    """(the reduced model, what it answered to two prompts of different length)."""
+    reduced = reduce(model, request.param, **SHARE.get(request.param, {"tokens": 4}))
+    with jax.default_matmul_precision("highest"):
+        return reduced, told(reduced, language.prompts())
+
+
+def test_caches_shrink_where_tokens_go(case):
+    reduced, (ids, logits, caches) = case
+    assert np.isfinite(logits).all() and (ids >= 0).all()
+    left = [16, *(out for site, _, out in reduced.plan.counts(16) if site.startswith("llm.layer"))]
+    text = 16 + WRITTEN
+    assert [cache.slots - text for cache in caches[-len(left) :]] == left
+    lengths = [len(one.ids) + WRITTEN for one in language.prompts()]
+    for cache, visual in zip(caches[-len(left) :], left, strict=True):
+        np.testing.assert_array_equal(cache.valid.sum(1), [n - 16 + visual for n in lengths])
+        counted = reduced.plan.positions == "renumber"
+        np.testing.assert_array_equal(cache.next, cache.valid.sum(1) if counted else lengths)
+
+
+def test_two_prompts_are_answered_as_each_alone(case):
+    reduced, (ids, logits, _) = case
+    for row, one in enumerate(language.prompts()):
+        alone, its, _ = told(reduced, [one])
+        np.testing.assert_array_equal(alone[0], ids[row])
+        np.testing.assert_allclose(its[0], logits[row], rtol=0, atol=1e-5)
+
+
+def test_fastv_that_hides_answers_like_fastv_that_drops(model):
+    dropped, hidden = (told(reduce(model, "fastv", tokens=4, variant=v), language.prompts()) for v in ("drop", "mask"))
+    np.testing.assert_array_equal(dropped[0], hidden[0])
+    np.testing.assert_allclose(dropped[1], hidden[1], rtol=0, atol=1e-5)
+    assert dropped[2][-1].slots == hidden[2][-1].slots - 12
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("fastv", {"layer": 0}, "fastv cannot stand before layer 0: choose 1 to 3"),
+        ("fastv", {"layer": 4}, "layer 4"),
+        ("fastv", {"variant": "delete"}, "drop or mask"),
+        ("fastv", {"tokens": 17}, "17 tokens"),
+        ("pyramiddrop", {"layers": (2, 1)}, "1 to 3"),
+        ("pyramiddrop", {"rates": (0.5,)}, "1 keep rates were given for 3 stages"),
+        ("sparsevlm", {"version": 3}, "no version 3"),
+        ("sparsevlm", {"layers": (3,)}, "behind layers"),
+        ("sparsevlm", {"counts": (8,)}, "3 sites"),
+        ("sparsevlm", {"tokens": 4}, "average over layers"),
+        ("dart", {"layer": 9}, "layer 9"),
+        ("dart", {"pivots": 0}, "one visual pivot"),
+        ("dart", {"positions": "sorted"}, "keep, renumber, restore, order"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(model, method, options, words):
+    with pytest.raises(UserError, match=words) as error:
+        reduce(model, method, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_published_budgets_of_sparsevlm():
+    target = Target(depth=24, grid=(24, 24), width=1024, layers=32)
+    plan = registry.make_plan("sparsevlm", target, tokens=192)
+    assert list(plan.sites) == ["llm.input", *(f"llm.layer.{i}.input" for i in (3, 7, 16))]
+    assert [r._sizes(576, 576)[0] for r in list(plan.sites.values())[1:]] == [300, 200, 110]
+    own = registry.make_plan("sparsevlm", target, tokens=150)
+    seen = [576, *(out for _, _, out in own.counts(576)[1:])]
+    average = sum(a * b for a, b in zip(seen, (3, 4, 9, 16), strict=True)) / 32
+    assert 145 < average <= 150
