@@ -38,10 +38,21 @@ class Tokenizer:
         try:
             ids = self.inner.encode(text, add_special_tokens=False).ids
         except Exception as error:  # plain, of a closed vocabulary that lacks a word
-            raise UserError(f"the model's tokenizer has no tokens for '{text}' ({error}).") from None
+            unknown = self._unknown(text)
+            why = f"it does not know {', '.join(unknown)}" if unknown else str(error)
+            raise UserError(f"the model's tokenizer has no tokens for some words ({why}): use words it knows.") from None
         if any(i in ids for i in self.prefix):
             return ids  # the template has written it itself
         return [*self.prefix, *ids]
+
+    def _unknown(self, text: str) -> list[str]:
+        """Words that a closed vocabulary lacks; special tokens in the text are words like others."""
+        known, splitter = self.inner.get_vocab(), self.inner.pre_tokenizer
+        for token in self.inner.get_added_tokens_decoder().values():
+            text = text.replace(str(token), " ")
+        text = self.inner.normalizer.normalize_str(text) if self.inner.normalizer is not None else text
+        words = [word for word, _ in splitter.pre_tokenize_str(text)] if splitter is not None else text.split()
+        return [f"'{word}'" for word in dict.fromkeys(words) if word not in known]
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of ids; special tokens are left out unless `special`."""
