@@ -40,7 +40,9 @@ class Tokenizer:
         except Exception as error:  # plain, of a closed vocabulary that lacks a word
             unknown = self._unknown(text)
             why = f"it does not know {', '.join(unknown)}" if unknown else str(error)
-            raise UserError(f"the model's tokenizer has no tokens for some words ({why}): use words it knows.") from None
+            raise UserError(
+                f"the model's tokenizer has no tokens for some words ({why}): use words it knows."
+            ) from None
         if any(i in ids for i in self.prefix):
             return ids  # the template has written it itself
         return [*self.prefix, *ids]
