@@ -66,7 +66,7 @@ class QuestionReader:
 def kind_row(name: str, record: Record) -> Record:
     """One line of a table: accuracy in all and of every kind."""
     kinds = {kind: f"{100 * record['kinds'][kind]:.1f}" for kind in KINDS}
-    return {"method": name, "left": record["tokens_end"], "all": f"{100 * record['accuracy']:.1f}", **kinds}
+    return {"method": name, "tokens": record["tokens_end"], "all": f"{100 * record['accuracy']:.1f}", **kinds}
 
 
 def chance_row(chance: Mapping[str, Mapping[str, float]]) -> Record:

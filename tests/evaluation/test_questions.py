@@ -9,6 +9,7 @@ from jtok import cli
 from jtok.data.question_text import VOCABULARY, decode_answer, decode_question
 from jtok.data.questions import KINDS, digit_questions
 from jtok.errors import UserError
+from jtok.evaluation.question_study import kind_row
 from jtok.evaluation.questions import held_out_questions, run_cell, visual_tokens
 from jtok.evaluation.study import read_records
 from jtok.evaluation.sweep import Cell
@@ -61,6 +62,12 @@ def test_visual_tokens_of_every_layer(directory):
     config = load(directory).config
     assert visual_tokens(make_plan("random", config.target(), 0.25), config) == [16, 16]
     assert visual_tokens(make_plan("none", config.target()), config) == [64, 64]
+
+
+def test_a_line_of_the_table_tells_tokens_and_every_kind():
+    kinds = {kind: 0.1 * i for i, kind in enumerate(KINDS)}
+    row = kind_row("fastv", {"kinds": kinds, "accuracy": 0.3, "tokens_end": 20})
+    assert row["tokens"] == 20 and len(row) == 3 + len(KINDS) and row["left"] == f"{100 * kinds['left']:.1f}"
 
 
 def test_a_model_of_other_words_is_refused(directory):
