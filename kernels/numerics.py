@@ -18,6 +18,11 @@ class Floor(NamedTuple):
 TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
+#: Multiply-adds of one image from which XLA's matmul on a CPU is faster image by image than batched (a fifth at 577 x
+#: 577 x 1024; below, the loop costs more than it saves).
+LARGE_MATMUL = 1 << 27
+
+
 def first_argmax(score: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
     """Index (int32) of the largest score along the last axis; the lowest index wins a tie, 0 where all are -inf.
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jtok.kernels.numerics import first_argmax, inverse_norm
+from jtok.kernels.numerics import LARGE_MATMUL, first_argmax, inverse_norm
 
 FAR = 1e30  # the distance to the nearest of none: finite, and still finite times a weight
 
@@ -28,7 +28,12 @@ def distances(x: Float[Array, "b n d"], metric: str) -> Float[Array, "b n n"]:
     """All pairwise distances in float32: 1 - cosine, squared Euclidean, or the sum of absolute differences."""
     if metric == "l1":
         return lax.map(lambda one: jnp.abs(one[:, None] - one[None]).sum(-1), x.astype(jnp.float32))
-    dots = jnp.einsum("bnd,bmd->bnm", x, x, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    highest = {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+    b, n, d = x.shape
+    if b > 1 and n * n * d >= LARGE_MATMUL:
+        dots = lax.map(lambda one: jnp.matmul(one, one.T, **highest), x)
+    else:
+        dots = jnp.einsum("bnd,bmd->bnm", x, x, **highest)
     if metric == "cosine":
         inverse = inverse_norm(x)
         return 1.0 - dots * inverse[:, :, None] * inverse[:, None]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jtok.kernels.numerics import first_argmax, inverse_norm
+from jtok.kernels.numerics import LARGE_MATMUL, first_argmax, inverse_norm
 
 # Scores held at once (16 MiB of float32): more than this and the rows are taken in chunks, one image after the other.
 CHUNK = 1 << 22
@@ -59,10 +59,11 @@ def search(
     *,
     k: int = 1,
 ) -> tuple[Float[Array, "g n k"], Int[Array, "g n k"]]:
-    """As `best`, in bounded memory: when the scores are many, image by image and a chunk of rows at a time."""
-    g, n, _ = a.shape
+    """As `best`, in bounded memory: where the scores are many, image by image and a chunk of rows at a time; image by
+    image also where each is work enough by itself."""
+    g, n, d = a.shape
     m = b.shape[1]
-    if g * n * m <= CHUNK:
+    if g * n * m <= CHUNK and (g == 1 or n * m * d < LARGE_MATMUL):
         return best(a, b, scale, offset, mask, k)
     rows = max(1, min(n, CHUNK // m))
     pad = -n % rows

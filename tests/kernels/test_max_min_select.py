@@ -11,6 +11,7 @@ from jtok.errors import UserError
 from jtok.kernels import max_min_select
 from jtok.kernels.max_min_select import gpu, reference, tpu
 from jtok.kernels.max_min_select.shapes import SHAPES, Shape, floor
+from jtok.kernels.numerics import LARGE_MATMUL
 from jtok.kernels.testing import TPU_INTERPRET, count_kernels, lower
 
 BACKENDS = {"tpu": (tpu, TPU_INTERPRET), "gpu": (gpu, True)}
@@ -251,3 +252,11 @@ def test_bad_input_is_one_sentence(call, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         call()
     assert str(error.value).startswith("max_min_select: ") and "\n" not in str(error.value)
+
+
+def test_large_images_go_one_by_one_to_the_same_picks():
+    x = jax.random.normal(jax.random.key(0), (2, 400, 900))
+    assert 400 * 400 * 900 >= LARGE_MATMUL
+    together = max_min_select(x, 20, implementation="xla")
+    for i in range(2):
+        np.testing.assert_array_equal(together[i], max_min_select(x[i : i + 1], 20, implementation="xla")[0])

@@ -11,7 +11,7 @@ from jtok.errors import UserError
 from jtok.kernels import nearest
 from jtok.kernels.nearest import gpu, reference, tpu
 from jtok.kernels.nearest.shapes import SHAPES, Shape, floor
-from jtok.kernels.numerics import first_argmax
+from jtok.kernels.numerics import LARGE_MATMUL, first_argmax
 from jtok.kernels.testing import TPU_INTERPRET, count_kernels, lower
 
 BACKENDS = {"tpu": (tpu, TPU_INTERPRET, (32, 128, 2**20)), "gpu": (gpu, True, (16, 32, 16, 4, 2))}
@@ -269,3 +269,17 @@ def test_bad_input_is_one_sentence(call, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         call()
     assert str(error.value).startswith("nearest: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_large_images_go_one_by_one_to_the_same_matches(masked):
+    """Work enough an image (n * m * d above `LARGE_MATMUL`) takes another way than a batch of small ones."""
+    a, b = (jax.random.normal(jax.random.key(i), (2, 400, 900)) for i in range(2))
+    mask = jax.random.bernoulli(jax.random.key(2), 0.5, (2, 400)) if masked else None
+    value, index = nearest(a, b, metric="l2", mask=mask, k=3, implementation="xla")
+    assert 400 * 400 * 900 >= LARGE_MATMUL
+    for i in range(2):
+        one = None if mask is None else mask[i]
+        alone_value, alone_index = nearest(a[i], b[i], metric="l2", mask=one, k=3, implementation="xla")
+        np.testing.assert_array_equal(index[i], alone_index)
+        np.testing.assert_allclose(value[i], alone_value, rtol=1e-5)
