@@ -1,0 +1,1 @@
+from tests.launch.toy import toy  # noqa: F401
