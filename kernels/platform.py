@@ -5,6 +5,7 @@ Every op offers up to three functions with one signature: `xla` (the plain defin
 compiled ahead of time for a pod holds the pod's kernels.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import jax
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from jax.sharding import AxisType
 
 from jtok.errors import UserError
 
@@ -75,6 +77,13 @@ def target_chip() -> str | None:
     return chip_of(abstract.device_kind if abstract is not None else jax.devices()[0].device_kind)
 
 
+def partitioned() -> bool:
+    """Whether this trace stands under a mesh of several devices over which the compiler is to split it by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    split = (n for n, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual)
+    return math.prod(split) > 1
+
+
 def block_sizes(table: Mapping[str, Any], default: str) -> Any:
     """The row of an op's block-size `table` (chip name -> row) for the chip this trace is for, else for `default`."""
     return table.get(target_chip(), table[default])
@@ -90,12 +99,14 @@ def dispatch(
 ) -> Any:
     """Call the backend of `op` for the platform being lowered for. All branches return one tree of shapes and dtypes.
 
-    `implementation=None` takes the Pallas kernel where there is one and `xla` elsewhere, and never fails. "xla" forces
-    the plain definition. "pallas" forces the kernel, and raises a `UserError` when the program is lowered for a
-    platform without one. Put the call under the op's `custom_vjp`. A backend that cannot take these arguments is None.
+    `implementation=None` takes the Pallas kernel where there is one and `xla` elsewhere, and never fails; in a program
+    that the compiler splits over several devices (`partitioned`) it takes `xla`, since no compiler splits a Pallas
+    kernel: call the op inside `shard_map` to have it. "xla" forces the plain definition. "pallas" forces the kernel,
+    and raises a `UserError` when the program is lowered for a platform without one. Put the call under the op's
+    `custom_vjp`. A backend that cannot take these arguments is None.
     """
     check_implementation(op, implementation)
-    if implementation == "xla":
+    if implementation == "xla" or (implementation is None and partitioned()):
         return xla(*args)
     kernels = {name: function for name, function in (("tpu", tpu), ("cuda", gpu)) if function is not None}
     if implementation is None:

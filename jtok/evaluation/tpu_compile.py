@@ -1,0 +1,202 @@
+"""The training step of a config, compiled for TPUs that are not here: memory, traffic, and an estimate of its time.
+
+The program is the loop's own (`jtok.training.step.make_step`), its parameters placed by `jtok.training.sharding` and
+its batch split over the chips; `libtpu` compiles it. Nothing runs, and no array is allocated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jtok.errors import UserError
+from jtok.evaluation.collectives import Traffic, traffic
+from jtok.evaluation.flops import FlopCount, count_jaxpr
+from jtok.evaluation.memory import Memory
+from jtok.evaluation.scopes import join, scope_of
+from jtok.evaluation.topology import Slice, describe
+from jtok.training import optimizer as opt
+from jtok.training.config import validate
+from jtok.training.sharding import shardings
+from jtok.training.state import TrainState, create, named_leaves, trainable_names
+from jtok.training.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of the program: what it is called, its shape over all chips, and its bytes on one."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A training step compiled for a slice. Memory in bytes a chip, FLOPs of all chips together, seconds.
+
+    largest: the three largest arrays of each kind (parameters, optimizer, activations).
+    """
+
+    slice: Slice
+    batch: int
+    memory: Memory
+    flops: FlopCount
+    traffic: Traffic
+    largest: dict[str, list[Array]]
+    lower_seconds: float
+    compile_seconds: float
+
+    def roofline(self) -> dict[str, float]:
+        """Seconds that arithmetic, memory and links would take, each alone and at the data sheet's peak.
+
+        Arithmetic: the FLOPs of matmuls and kernels. Memory: operands and results of matmuls, and arguments and outputs
+        of the step (parameters and optimizer state), once each. A step takes at least the largest of the three.
+        """
+        chips, chip = self.slice.chips, self.slice.chip
+        touched = self.flops.bytes / chips + self.memory.arguments + self.memory.outputs
+        return {
+            "arithmetic": (self.flops.matmul + self.flops.kernel) / chips / chip.flops,
+            "memory": touched / chip.bandwidth,
+            "links": self.traffic.seconds(chips, self.slice.links),
+        }
+
+
+def compile_training(config: ml_collections.ConfigDict, topology: str) -> Compiled:
+    """Compiles the training step of a classification config for `topology`, such as `v5e:16x16`.
+
+    Raises UserError for a config that cannot run, another task, a topology that does not exist, a batch that does not
+    divide, and a program that does not fit a chip's memory.
+    """
+    validate(config)
+    if config.get("task") != "classify":
+        raise UserError(f"config.task is '{config.get('task')}'; jtok compiles the step of 'classify'.")
+    part = describe(topology)
+    rows, accumulate = config.train.batch, config.train.accumulate
+    if rows % (part.chips * accumulate):
+        parts = f"{part.chips} chips" + (f" times {accumulate} micro-batches" if accumulate > 1 else "")
+        raise UserError(f"a batch of {rows} (config.train.batch) must be a multiple of the {parts} of {topology}.")
+    task, names, optimizer, state = _abstract_state(config)
+    batch = _abstract_batch(task, rows)
+    arguments = (
+        jax.tree.map(_placed, state, shardings(state, part.mesh)),
+        jax.tree.map(lambda a: _placed(a, NamedSharding(part.mesh, PartitionSpec("data"))), batch),
+    )
+    began = time.perf_counter()
+    with jax.sharding.use_abstract_mesh(part.abstract()):
+        traced = jax.jit(make_step(task, config.train, names, optimizer), donate_argnums=0).trace(*arguments)
+        lowered = traced.lower(lowering_platforms=("tpu",))
+    largest = {**_largest_state(state), "activations": _activations(traced.jaxpr, rows // accumulate, part.chips)}
+    between = time.perf_counter()
+    compiled = _compile(lowered, part, largest)
+    ended = time.perf_counter()
+    plan = compiled.memory_analysis()
+    memory = Memory(
+        plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes, plan.alias_size_in_bytes
+    )
+    counted, sent = count_jaxpr(traced.jaxpr, "tpu"), traffic(compiled.as_text())
+    return Compiled(part, rows, memory, counted, sent, largest, between - began, ended - between)
+
+
+def _abstract_state(config: ml_collections.ConfigDict) -> tuple[Any, tuple[str, ...], Any, TrainState]:
+    """(task, names of what learns, optimizer, state without arrays) as `jtok.training.loop` makes them."""
+    from jtok.training.classify import Classify
+
+    fresh = config.copy_and_resolve_references()
+    fresh.weights = ""  # where the numbers come from changes no shape, and reading them would take memory
+    task = Classify(fresh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(task.init, key)
+    names = trainable_names(params, task.trainable(params))
+    if not names:
+        raise UserError("every parameter is frozen: leave at least one to train")
+    optimizer, average = opt.build(config.train), config.train.ema > 0
+    state = jax.eval_shape(lambda p, k: create(p, names, optimizer, ema=average, key=k), params, key)
+    return task, names, optimizer, state
+
+
+def _abstract_batch(task: Any, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    side = task.model.image
+    return {
+        "image": jax.ShapeDtypeStruct((rows, side, side, task.model.channels), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _compile(lowered: jax.stages.Lowered, part: Slice, largest: dict[str, list[Array]]) -> jax.stages.Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(_too_large(str(error), part, largest)) from None
+
+
+def _too_large(error: str, part: Slice, largest: dict[str, list[Array]]) -> str:
+    """One sentence: what is needed, what there is, and the largest arrays."""
+    sizes = re.search(r"\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)", error)
+    sizes = sizes or re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", error)
+    arrays = "; ".join(
+        f"{kind}: " + ", ".join(f"{a.name} {a.dtype}{list(a.shape)} {a.bytes / 2**30:.2f} GiB" for a in found)
+        for kind, found in largest.items()
+    )
+    said = f"needs {sizes[1]}B and has {sizes[2]}B" if sizes else f"does not fit {part.chip.memory / 2**30:.0f} GiB"
+    return (
+        f"the step does not fit: each chip of {part.name} {said} of memory (largest arrays, on one chip: {arrays}); "
+        "take more chips, a smaller batch, config.train.remat or config.train.accumulate."
+    )
+
+
+def _largest_state(state: TrainState) -> dict[str, list[Array]]:
+    # every chip holds all of them: that is the one rule of `shardings`
+    parts = {"parameters": state.params, "optimizer": state.opt_state}
+    return {
+        kind: _top(Array(name, a.shape, str(a.dtype), _bytes(a)) for name, a in named_leaves(tree).items())
+        for kind, tree in parts.items()
+    }
+
+
+def _activations(jaxpr: ClosedJaxpr, rows: int, chips: int) -> list[Array]:
+    """The largest results of matmuls and scans that have an axis of the (micro-)batch; scans stack what the backward
+    pass reads. What the compiler fuses or recomputes is among them, so they are candidates and not allocations."""
+    found = {}
+    for scope, eqn in _equations(jaxpr.jaxpr, ""):
+        for variable in eqn.outvars if eqn.primitive.name in ("scan", "dot_general") else ():
+            a = variable.aval
+            if rows in a.shape:
+                found.setdefault((scope, a.shape), Array(scope or "step", a.shape, str(a.dtype), _bytes(a) // chips))
+    return _top(found.values())
+
+
+def _equations(jaxpr: Jaxpr, scope: str) -> Iterator[tuple[str, Any]]:
+    for eqn in jaxpr.eqns:
+        inside = join(scope, scope_of(eqn))
+        yield inside, eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if isinstance(inner, Jaxpr):
+                    yield from _equations(inner, inside)
+
+
+def _bytes(a: Any) -> int:
+    return math.prod(a.shape) * a.dtype.itemsize
+
+
+def _top(arrays: Any, count: int = 3) -> list[Array]:
+    return sorted(arrays, key=lambda a: -a.bytes)[:count]

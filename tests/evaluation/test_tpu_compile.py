@@ -1,0 +1,110 @@
+"""A training step compiled for TPUs that are not here, and every input that is refused before anything starts."""
+
+import json
+import textwrap
+
+import pytest
+
+from jtok import cli
+from jtok.evaluation import tpu_compile
+from jtok.evaluation.collectives import traffic
+from jtok.training.classify import default_config
+
+CONFIG = """
+from jtok.training.classify import default_config
+
+def get_config(arg=""):
+    config = default_config()
+    config.model.fields = {"depth": 2, "width": 16, "heads": 2, "mlp": 32, "image": 32}
+    config.train.batch = 8
+    return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def run(capsys, *argv: str):
+    code = cli.main(["compile", *argv])
+    return code, *capsys.readouterr()
+
+
+def test_a_step_on_four_chips(config_file, capsys):
+    pytest.importorskip("libtpu")
+    code, out, err = run(capsys, f"--config={config_file}", "--topology=v5e:2x2", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["chips"], found["batch"]) == (4, 8)
+    memory = found["memory_per_chip"]
+    parameters = 2 * 2128 + 3 * 64 * 16  # two blocks, and less than all the rest
+    assert 3 * 4 * parameters < memory["peak"] < memory["hbm"] == 16 * 2**30
+    # every gradient is summed over the chips, once
+    sent = found["collective_bytes_per_chip"]["all-reduce"]
+    gradients = sum(memory[part] for part in ("arguments",)) / 3  # parameters and two moments, tiles padded
+    assert 4 * parameters < sent < gradients
+    assert found["loops_of_unknown_length"] == 0
+    assert found["estimate"]["seconds"] == max(found["estimate"]["parts"].values()) > 0
+    assert found["estimate"]["bound_by"] in ("arithmetic", "memory", "links")
+
+
+@pytest.mark.parametrize(
+    ("topology", "change", "said"),
+    [
+        ("v9:2x2", "", "there is no topology 'v9:2x2'"),
+        ("v5e", "", "there is no topology 'v5e'"),
+        ("v5e:3x5", "", "v5e comes as 1x1, 2x2"),
+        ("v5e:4x4", "", "a batch of 8 (config.train.batch) must be a multiple of the 16 chips of v5e:4x4"),
+        ("v5e:2x2", "--config.train.accumulate=4", "4 chips times 4 micro-batches"),
+        ("v5e:2x2", "--config.task=other", "jtok compiles the step of 'classify'"),
+    ],
+)
+def test_one_sentence_and_exit_2(config_file, capsys, topology, change, said):
+    pytest.importorskip("libtpu")
+    code, out, err = run(capsys, f"--config={config_file}", f"--topology={topology}", *([change] if change else []))
+    assert (code, out) == (2, "")
+    assert said in err and err.count("\n") == 1
+
+
+def test_too_large_says_what_is_needed_and_the_largest_arrays():
+    state = tpu_compile._abstract_state(default_config())[-1]
+    largest = {**tpu_compile._largest_state(state), "activations": []}
+    part = type("Part", (), {"name": "v5e:2x2", "chip": tpu_compile.Slice})
+    error = "the total memory required for HLO temporaries (628.49G) exceeds available HBM (15.75G). HLO module: jit"
+    said = tpu_compile._too_large(error, part, largest)
+    assert "needs 628.49GB and has 15.75GB" in said and "model.blocks.mlp.up.kernel float32[8, 96, 192]" in said
+
+
+def test_loops_count_as_often_as_they_run():
+    text = textwrap.dedent("""\
+        HloModule m
+
+        %body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+          %r = f32[4,8]{1,0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+        }
+
+        %condition (p: (s32[], f32[4,8])) -> pred[] {
+          %n = s32[]{:T(128)} constant(6)
+          ROOT %lt = pred[] compare(%i, %n), direction=LT
+        }
+
+        %unknown (p: (s32[], f32[4,8])) -> pred[] {
+          ROOT %lt = pred[] compare(%i, %n), direction=LT
+        }
+
+        ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+          %w = (s32[], f32[4,8]{1,0}) while(%t), condition=%condition, body=%body
+          %v = (s32[], f32[4,8]{1,0}) while(%t), condition=%unknown, body=%body
+          %s = bf16[2,8]{1,0:T(8,128)(2,1)} reduce-scatter(%y), replica_groups={{0,1},{2,3}}, dimensions={0}
+          %g = (f32[2]{0}, f32[4]{0}) all-gather-start(%z), dimensions={0}
+          %h = f32[4]{0} all-gather-done(%g)
+        }
+        """)
+    found = traffic(text)
+    assert found.bytes == {"all-reduce": 7 * 4 * 8 * 4, "all-gather": 16, "reduce-scatter": 2 * 2 * 8 * 2}
+    assert found.calls == {"all-reduce": 7, "all-gather": 1, "reduce-scatter": 1}
+    assert found.unknown_loops == 1
+    assert found.seconds(4, 1.0) == 0.75 * (2 * found.bytes["all-reduce"] + 16 + 64)
