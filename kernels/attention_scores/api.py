@@ -83,10 +83,14 @@ def attention_scores(
     index = None if rows is None else row_index(jnp.arange(q.shape[1]) if everything else rows, *q.shape[:2])
     weights = None if index is None else weights_of_rows(row_weights, index.shape)
 
-    summed_inside = everything and not return_probabilities
-    out, lse, received = _attention(options, q, k, v, keys, weights if summed_inside else None)
+    single = index is not None and q.shape[1] == index.shape[1] == 1  # then what is received is the probabilities
+    summed_inside = single or everything and not return_probabilities
+    inside = jnp.ones_like(weights) if single else weights if summed_inside else None
+    out, lse, received = _attention(options, q, k, v, keys, inside)
     probabilities = None
-    if index is not None and not summed_inside:
+    if single:
+        probabilities, received = received[:, :, None], received * weights[:, None]
+    elif index is not None and not summed_inside:
         picked = jnp.take_along_axis(q, index[:, :, None, None], 1)
         positions = index + (k.shape[1] - q.shape[1]) if causal else None
         if return_probabilities or index.shape[1] <= FEW_ROWS:

@@ -23,6 +23,8 @@ def attend(q, k, v, bias, weights, *, causal: bool, scale: float, budget: Budget
     """Attention of q [B,N,H,D] over k, v [B,M,Hk,D]: out [B,N,H,D], lse [B,H,N] float32, and, where `weights` [B,N] is
     given (one per query row), the weighted sum over rows of the attention each key received: [B,H,M] float32."""
     (b, n, h, _), m = q.shape, k.shape[1]
+    if n == 1:  # sees every key, causal or not
+        return _attend_one(q, k, v, bias, weights, scale)
     dot, positions = _einsum(q.dtype), every_position(q, k) if causal else None
 
     def step(at: Tile, carry):
@@ -41,6 +43,32 @@ def attend(q, k, v, bias, weights, *, causal: bool, scale: float, budget: Budget
     received = None if weights is None else jnp.zeros((b, h, m), jnp.float32)
     start = jnp.zeros_like(q), jnp.zeros((b, h, n), jnp.float32), received
     return _tiles(q, k, budget).loop(step, start)
+
+
+def _attend_one(q, k, v, bias, weights, scale: float):
+    """`attend` of a single query row, as in decoding: sums of products in the order in which keys and values lie, since
+    a matmul would first transpose them (on a CPU at 704 keys and 32 heads 1.5 times slower, 3.7 with 8 key heads).
+
+    The barriers keep XLA from working out scores and exponentials again for every channel.
+    """
+    (b, _, h, d), (m, key_heads) = q.shape, k.shape[1:3]
+    q, k, v, dtype = *(x.astype(jnp.float32) for x in (q, k, v)), q.dtype
+    if key_heads < h:  # an axis for the queries that share a key head; where it has length one, it costs a lot
+        q, k, v = q.reshape(b, 1, key_heads, -1, d), k[:, :, :, None], v[:, :, :, None]
+    s = (q * k).sum(-1) * scale
+    if bias is not None:
+        s = s + bias.reshape(b, m, *[1] * (s.ndim - 2))
+    s = lax.optimization_barrier(s)
+    peak = jnp.max(s, 1, keepdims=True)
+    p = lax.optimization_barrier(jnp.exp(s - jnp.where(peak > NEGATIVE / 2, peak, 0.0)))
+    total = jnp.sum(p, 1)
+    inverse = 1.0 / jnp.where(total > 0, total, 1.0)
+    out = (p[..., None] * v).sum(1) * inverse[..., None]
+    lse = jnp.where(total > 0, peak[:, 0] - jnp.log(inverse), NEGATIVE)
+    received = None
+    if weights is not None:
+        received = jnp.moveaxis((p * inverse[:, None]).reshape(b, m, h), 1, 2) * weights.astype(jnp.float32)[..., None]
+    return out.reshape(b, 1, h, d).astype(dtype), lse.reshape(b, h, 1), received
 
 
 def attend_backward(
