@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from jtok import flags
 
-FILES = ("list", "plan", "ask", "train", "evaluate", "sweep", "show")
+FILES = ("list", "plan", "ask", "tokenize", "detokenize", "train", "evaluate", "sweep", "show")
 FILES += ("compile",)
 FILES += ("bench_reducers", "bench_model", "bench_vlm", "bench_kernels")
 

@@ -1,0 +1,181 @@
+"""A tokenizer of small square images as a codec of pictures of any size: tiles, each with the tokens it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, Int, UInt8
+
+from jtok.errors import UserError
+from jtok.tokenizers.code import Tokenizer
+from jtok.tokenizers.container import Container
+from jtok.tokenizers.files import fingerprint
+from jtok.tokenizers.tiling import Tiling
+from jtok.tokenizers.titok import TiTok
+
+Picture = UInt8[np.ndarray, "H W 3"]
+QUALITIES = (1.0, 60.0)  # dB of PSNR that can be asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """A picture's tiles as all their ids [T,K]; errors: mean squared error in [0,1] at each of L `lengths` [T,L]."""
+
+    tiling: Tiling
+    ids: Int[np.ndarray, "T K"]
+    errors: Float[np.ndarray, "T L"]
+    lengths: tuple[int, ...]
+
+    def at_quality(self, quality: float) -> Int[np.ndarray, " T"]:
+        """The fewest tokens with which each tile has this PSNR in dB; all of them where none reaches it."""
+        return fewest(self.errors, self.lengths, quality)
+
+    def missed(self, quality: float) -> Bool[np.ndarray, " T"]:
+        """Tiles that do not have this PSNR at any length."""
+        return ~_reached(self.errors, quality).any(1)
+
+
+class Codec:
+    """Pictures uint8 [H,W,3] to containers and back.
+
+    overlap: pixels that neighbouring tiles share. batch: tiles at once; there is one compiled program for each
+    direction, whatever the picture's size. Raises UserError for a tokenizer that has no ids or is not of plain images.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, overlap: int = 4, batch: int = 32):
+        self.bits = (code_size(tokenizer) - 1).bit_length()
+        self.codes, self.lengths, self.tile = code_size(tokenizer), tokenizer.lengths, tokenizer.config.image
+        self.fingerprint, self.overlap, self.batch = fingerprint(tokenizer), overlap, batch
+        graph, self._state = nnx.split(tokenizer)
+        lengths = jnp.asarray(self.lengths, jnp.int32)
+
+        @jax.jit
+        def analyse(state, tiles):
+            return nnx.merge(graph, state).analyse(tiles).ids
+
+        @jax.jit
+        def measure(state, tiles, ids, weights):
+            net = nnx.merge(graph, state)
+            code = net.from_ids(ids, jnp.full(ids.shape[0], ids.shape[1], jnp.int32))
+            weights = weights / weights.sum((1, 2), keepdims=True)
+
+            def error(length):
+                again = jnp.round(net.decode(code.take(length)) * 255) / 255
+                return (jnp.square(again - tiles).mean(-1) * weights).sum((1, 2))
+
+            return jax.lax.map(error, lengths).T
+
+        @jax.jit
+        def decode(state, ids, counts):
+            net = nnx.merge(graph, state)
+            return net.decode(net.from_ids(ids, counts))
+
+        self._analyse, self._measure, self._decode = analyse, measure, decode
+
+    def tiling(self, height: int, width: int) -> Tiling:
+        """How a picture of this size is cut."""
+        return Tiling(height, width, self.tile, self.overlap)
+
+    def encode(self, picture: Picture, *, tokens: int | None = None, quality: float | None = None) -> Container:
+        """A picture with `tokens` a tile, or with the fewest that give each tile `quality` (dB), its most else.
+
+        Raises UserError for a length or a quality out of range, and unless exactly one of the two is given.
+        """
+        if (tokens is None) == (quality is None):
+            raise UserError("give a number of tokens or a quality, one of the two.")
+        if tokens is not None:
+            self.check_tokens(tokens)
+            tiling = self.tiling(*picture.shape[:2])
+            ids = self._ids(_unit(tiling.cut(picture)))
+            return self.container(tiling, ids, np.full(tiling.count, tokens, np.int32))
+        check_quality(quality)
+        found = self.analyse(picture)
+        return self.container(found.tiling, found.ids, found.at_quality(quality))
+
+    def analyse(self, picture: Picture) -> Analysis:
+        """The ids of all tiles and their errors at every length, from which any quality is chosen."""
+        tiling = self.tiling(*picture.shape[:2])
+        tiles = _unit(tiling.cut(picture))
+        ids = self._ids(tiles)
+        return Analysis(tiling, ids, self.errors(tiles, ids, tiling.weights()), self.lengths)
+
+    def container(self, tiling: Tiling, ids: Int[np.ndarray, "T K"], counts: Int[np.ndarray, " T"]) -> Container:
+        """The first `counts` ids of each tile."""
+        kept = ids[np.arange(ids.shape[1]) < counts[:, None]]
+        return Container(tiling, self.fingerprint, self.bits, np.asarray(counts, np.int32), kept)
+
+    def decode(self, c: Container, *, tokens: int | None = None, name: str = "the container") -> Picture:
+        """The picture, or what the first `tokens` of each tile say of it.
+
+        Raises UserError for another tokenizer's container, and for one with tiles or ids that this one does not have.
+        """
+        c.check_tokenizer(self.fingerprint, name)
+        longest = self.lengths[-1]
+        odd = c.tiling.tile != self.tile or c.bits != self.bits or c.counts.max() > longest
+        if odd or c.ids.max() >= self.codes:
+            raise UserError(f"'{name}' is corrupt: it has tiles or ids that its tokenizer does not make.")
+        counts = c.counts
+        if tokens is not None:
+            self.check_tokens(tokens)
+            counts = np.minimum(counts, tokens)
+        tiles = self._in_batches(self._decode, c.padded(longest), counts)
+        return np.round(c.tiling.join(np.round(tiles * 255))).astype(np.uint8)
+
+    def errors(
+        self, tiles: Float[np.ndarray, "T t t 3"], ids: Int[np.ndarray, "T K"], weights: Float[np.ndarray, "T t t"]
+    ) -> Float[np.ndarray, "T L"]:
+        """Mean squared error of each tile in [0,1], with weights of its pixels, after 8 bits, at every length."""
+        return self._in_batches(self._measure, tiles, ids, weights.astype(np.float32))
+
+    def check_tokens(self, tokens: int) -> None:
+        """Raises UserError for a number of tokens that no tile can have."""
+        if not self.lengths[0] <= tokens <= self.lengths[-1]:
+            raise UserError(f"{tokens} tokens a tile are asked for; this tokenizer has {_span(self.lengths)}.")
+
+    def _ids(self, tiles: Float[np.ndarray, "T t t 3"]) -> Int[np.ndarray, "T K"]:
+        return self._in_batches(self._analyse, tiles)
+
+    def _in_batches(self, run: Callable, *arrays: np.ndarray) -> np.ndarray:
+        """Rows in batches of one size, the last filled up with the last row."""
+        n = len(arrays[0])
+        rows = np.minimum(np.arange(-(-n // self.batch) * self.batch), n - 1).reshape(-1, self.batch)
+        return np.concatenate([np.asarray(run(self._state, *(a[r] for a in arrays))) for r in rows])[:n]
+
+
+def fewest(errors: Float[np.ndarray, "T L"], lengths: tuple[int, ...], quality: float) -> Int[np.ndarray, " T"]:
+    """The first of `lengths` at which the error is that of `quality` (dB) or less; the last where it never is."""
+    reached = _reached(errors, quality)
+    first = np.where(reached.any(1), reached.argmax(1), len(lengths) - 1)
+    return np.asarray(lengths, np.int32)[first]
+
+
+def code_size(tokenizer: Tokenizer) -> int:
+    """Number of ids that a tokenizer has. Raises UserError for one that cannot code pictures as ids by itself."""
+    c = getattr(tokenizer, "config", None)
+    if not isinstance(tokenizer, TiTok) or c.bottleneck == "kl" or c.text_length:
+        raise UserError("pictures are coded by a TiTok with an FSQ or VQ bottleneck and without text; this is another.")
+    return tokenizer.quantizer.size if c.bottleneck == "fsq" else c.codebook
+
+
+def check_quality(quality: float) -> None:
+    """Raises UserError for a PSNR out of range."""
+    low, high = QUALITIES
+    if not low <= quality <= high:
+        raise UserError(f"a quality of {quality:g} dB is out of range: give a PSNR from {low:g} to {high:g} dB.")
+
+
+def _reached(errors: np.ndarray, quality: float) -> np.ndarray:
+    return errors <= 10 ** (-quality / 10)
+
+
+def _unit(tiles: np.ndarray) -> np.ndarray:
+    return tiles.astype(np.float32) / 255
+
+
+def _span(lengths: tuple[int, ...]) -> str:
+    return str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
