@@ -43,10 +43,9 @@ class QuestionReader:
         return run_cell(self.model, cell, self.questions, single=single)
 
     def trained(self, plan: Plan, directory: Path) -> dict[str, Any]:
-        return {
-            "model": load(directory / "model").params,
-            "plan": load_reducer(directory / "reducer.safetensors", plan),
-        }
+        # m3 teaches the model's own projector, so that the model alone has changed
+        learned = load_reducer(directory / "reducer.safetensors", plan) if plan.params() else {}
+        return {"model": load(directory / "model").params, "plan": learned}
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
         """Every kind of question at one ratio, the level of chance below."""
