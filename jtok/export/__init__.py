@@ -1,0 +1,1 @@
+"""What leaves jtok: weights under other libraries' names, programs that need only JAX, and their model cards."""
