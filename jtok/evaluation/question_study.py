@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Table
 
@@ -14,9 +15,13 @@ from jtok.data.questions import KINDS
 from jtok.evaluation.pareto import table
 from jtok.evaluation.questions import Questions, held_out_questions, run_cell
 from jtok.evaluation.sweep import Cell, Record
+from jtok.evaluation.vqa import down_sample_filter
 from jtok.models.answer import VLM, load
 from jtok.plan import Plan, Target
 from jtok.training.weights import load_reducer
+
+#: The method that a question needs more than.
+DOWN = "downsample-image"
 
 
 class QuestionReader:
@@ -51,15 +56,38 @@ class QuestionReader:
         """Every kind of question at one ratio, the level of chance below."""
         keep = self.config.sweep.kinds_keep
         rows = [kind_row(r["method"], r) for r in records if r["method"] == "none" or r["keep"] == keep]
-        return [
-            table([*rows, chance_row(self.questions.chance)], title=f"accuracy by kind of question at keep {keep:g}")
-        ]
+        rows.append(chance_row(self.questions.chance))
+        tables = [table(rows, title=f"accuracy by kind of question at keep {keep:g}")]
+        if any(r["method"] == DOWN for r in records):
+            title = (
+                "accuracy on questions that the whole image answers, and a down-sampled one of as many tokens does not"
+            )
+            tables.append(table(detail_rows(records), title=title))
+        return tables
 
     def pictures(self, records: Sequence[Record], cells: Sequence[Cell]) -> list[tuple[str, Any]]:
         from jtok.viz.kinds import draw_kinds
 
         chance = {kind: level["majority"] for kind, level in self.questions.chance.items()}
         return [("accuracy against visual tokens by kind of question", draw_kinds(records, chance))]
+
+
+def detail_rows(records: Sequence[Record]) -> list[Record]:
+    """Every method by ratio, on the questions for which down-sampling the image to that ratio does not do (their number
+    in the first line). See `jtok.evaluation.vqa.down_sample_filter`."""
+    whole = next(r for r in records if r["method"] == "none")
+    down = {r["keep"]: r for r in records if r["method"] == DOWN}
+    hard = {k: down_sample_filter(_scores(whole), _scores(r)).hard for k, r in sorted(down.items(), reverse=True)}
+    rows: dict[str, Record] = {"": {"method": "questions"} | {f"{k:.2g}": str(int(h.sum())) for k, h in hard.items()}}
+    for r in records:
+        if r["method"] not in ("none", DOWN) and hard.get(r["keep"], np.zeros(1)).any():
+            row = rows.setdefault(r["method"], {"method": r["method"]})
+            row[f"{r['keep']:.2g}"] = f"{100 * _scores(r)[hard[r['keep']]].mean():.1f}"
+    return list(rows.values())
+
+
+def _scores(record: Record) -> np.ndarray:
+    return np.array([int(c) for c in record["answers"]], np.float64)
 
 
 def kind_row(name: str, record: Record) -> Record:

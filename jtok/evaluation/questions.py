@@ -117,6 +117,7 @@ def run_cell(model: VLM, cell: Cell, questions: Questions, *, single: bool = Tru
         "accuracy": float(right.mean()),
         "correct": int(right.sum()),
         "total": len(right),
+        "answers": "".join("01"[r] for r in right.astype(int)),  # right or not, question by question
         "kinds": {kind: float(right[questions.kinds == i].mean()) for i, kind in enumerate(KINDS)},
         "gmacs": count_jaxpr(read.trace(params, first["inputs"], first["key"]).jaxpr).gmacs / batch,
         "tokens_per_block": layers,

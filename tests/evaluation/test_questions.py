@@ -9,7 +9,7 @@ from jtok import cli
 from jtok.data.question_text import VOCABULARY, decode_answer, decode_question
 from jtok.data.questions import KINDS, digit_questions
 from jtok.errors import UserError
-from jtok.evaluation.question_study import kind_row
+from jtok.evaluation.question_study import detail_rows, kind_row
 from jtok.evaluation.questions import held_out_questions, run_cell, visual_tokens
 from jtok.evaluation.study import read_records
 from jtok.evaluation.sweep import Cell
@@ -93,3 +93,16 @@ def test_the_command_writes_tables_plots_and_a_report(directory, tmp_path, capsy
     assert len(list(tmp_path.glob("*.png"))) == 2
     assert cli.main(["evaluate", f"--model={directory}", "--images=14"]) == 0
     assert "of 14" in capsys.readouterr().out
+
+
+def test_questions_that_a_down_sampled_image_does_not_answer_stand_apart():
+    def record(method, keep, answers):
+        return {"method": method, "keep": keep, "answers": answers}
+
+    records = [
+        record("none", 1.0, "11110"),
+        record("downsample-image", 0.5, "11000"),
+        record("fastv", 0.5, "01101"),
+        record("fastv", 0.25, "11111"),  # no image was down-sampled to this
+    ]
+    assert detail_rows(records) == [{"method": "questions", "0.5": "2"}, {"method": "fastv", "0.5": "50.0"}]
