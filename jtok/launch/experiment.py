@@ -120,7 +120,7 @@ def _main(file: Mapping[str, Any], argv: Sequence[str]) -> int:
         from jtok.launch.platforms import run_elsewhere
 
         return run_elsewhere(experiment, units_in, Path(root), args)
-    _check_workdir(root)
+    check_workdir(root)
     finished(units)  # one that another command made is told before any starts
     from jtok.launch.local import run_local
 
@@ -147,7 +147,8 @@ def _check(config: str, units: Sequence[Unit]) -> None:
     check_flags(units)
 
 
-def _check_workdir(root: str) -> None:
+def check_workdir(root: str) -> None:
+    """Makes a directory. Raises UserError if nothing can be written there."""
     try:
         os.makedirs(root, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
