@@ -42,6 +42,7 @@ INSTALL_REQUIRES = [
     "jaxtyping>=0.3",
     "numpy>=2.0",
     "safetensors>=0.5",
+    "flatbuffers>=24.3",
     "tokenizers>=0.22",
     "jinja2>=3.1.6",
     "pillow>=11.0",

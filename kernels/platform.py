@@ -5,8 +5,10 @@ Every op offers up to three functions with one signature: `xla` (the plain defin
 compiled ahead of time for a pod holds the pod's kernels.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ import jax
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 from jtok.errors import UserError
 
@@ -51,6 +53,9 @@ CHIPS = {
     )
 }
 
+#: Axes of a mesh over which the rows of a batch are split.
+BATCH_AXES = ("data", "fsdp")
+
 _TPU_KINDS = {
     "TPU v4": "v4",
     "TPU v5e": "v5e",
@@ -77,11 +82,40 @@ def target_chip() -> str | None:
     return chip_of(abstract.device_kind if abstract is not None else jax.devices()[0].device_kind)
 
 
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """What is traced inside takes `xla` everywhere (unless an op is told "pallas"): for programs of any platform."""
+    before = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(before)
+
+
 def partitioned() -> bool:
     """Whether this trace stands under a mesh of several devices over which the compiler is to split it by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     split = (n for n, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual)
     return math.prod(split) > 1
+
+
+def by_rows(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, each device of a mesh that the compiler would split the batch over doing its own rows.
+
+    args: arrays whose first axis is the batch, or None; so are the results. The compiler splits no Pallas kernel, and
+    would gather the whole batch for a loop over pieces of it. Without such a mesh, or where it does not divide the
+    batch, this is a plain call.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    known = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    axes = {name: n for name, n, kind in known if name in BATCH_AXES and n > 1 and kind == AxisType.Auto}
+    if not axes or args[0].shape[0] % math.prod(axes.values()):
+        return function(*args)
+    rows = PartitionSpec(tuple(axes))
+    return jax.shard_map(function, in_specs=rows, out_specs=rows, axis_names=set(axes), check_vma=False)(*args)
 
 
 def block_sizes(table: Mapping[str, Any], default: str) -> Any:
@@ -99,14 +133,14 @@ def dispatch(
 ) -> Any:
     """Call the backend of `op` for the platform being lowered for. All branches return one tree of shapes and dtypes.
 
-    `implementation=None` takes the Pallas kernel where there is one and `xla` elsewhere, and never fails; in a program
-    that the compiler splits over several devices (`partitioned`) it takes `xla`, since no compiler splits a Pallas
-    kernel: call the op inside `shard_map` to have it. "xla" forces the plain definition. "pallas" forces the kernel,
-    and raises a `UserError` when the program is lowered for a platform without one. Put the call under the op's
-    `custom_vjp`. A backend that cannot take these arguments is None.
+    `implementation=None` takes the Pallas kernel where there is one and `xla` elsewhere, and never fails. Under `plain`
+    it takes `xla`, and so it does in a program that the compiler splits over several devices (`partitioned`), since no
+    compiler splits a Pallas kernel: `by_rows` has each device do its own rows. "xla" forces the plain definition.
+    "pallas" forces the kernel, and raises a `UserError` when the program is lowered for a platform without one. Put the
+    call under the op's `custom_vjp`. A backend that cannot take these arguments is None.
     """
     check_implementation(op, implementation)
-    if implementation == "xla" or (implementation is None and partitioned()):
+    if implementation == "xla" or (implementation is None and (_plain.get() or partitioned())):
         return xla(*args)
     kernels = {name: function for name, function in (("tpu", tpu), ("cuda", gpu)) if function is not None}
     if implementation is None:

@@ -13,7 +13,7 @@ from jtok.errors import UserError
 from jtok.kernels.attention_scores import gpu, reference, tpu
 from jtok.kernels.attention_scores.arguments import check_arrays, key_bias, row_index, weights_of_rows
 from jtok.kernels.attention_scores.tiles import CPU_BACKWARD, CPU_FORWARD, DEVICE
-from jtok.kernels.platform import Implementation, check_implementation, dispatch
+from jtok.kernels.platform import Implementation, by_rows, check_implementation, dispatch
 
 FEW_ROWS = 32  # up to here the scored rows' probabilities are simply computed; beyond, only their weighted sum is kept
 
@@ -86,7 +86,7 @@ def attention_scores(
     single = index is not None and q.shape[1] == index.shape[1] == 1  # then what is received is the probabilities
     summed_inside = single or everything and not return_probabilities
     inside = jnp.ones_like(weights) if single else weights if summed_inside else None
-    out, lse, received = _attention(options, q, k, v, keys, inside)
+    out, lse, received = by_rows(functools.partial(_attention, options), q, k, v, keys, inside)
     probabilities = None
     if single:
         probabilities, received = received[:, :, None], received * weights[:, None]
@@ -98,7 +98,8 @@ def attention_scores(
             received = jnp.einsum("bhrm,br->bhm", probabilities, weights)
         else:
             their_lse = jnp.take_along_axis(lse, index[:, None], 2)
-            received = _column_sums(options, picked, k, keys, positions, weights, their_lse)
+            sums = functools.partial(_column_sums, options)
+            received = by_rows(sums, picked, k, keys, positions, weights, their_lse)
     if received is not None and not per_head:
         received = jnp.mean(received, 1)
     return AttentionOutput(out, received, probabilities if return_probabilities else None, lse if return_lse else None)

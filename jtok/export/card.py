@@ -1,0 +1,100 @@
+"""The model card of an export: what it is, what it costs, where it comes from; as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jtok.evaluation.flops import count
+from jtok.evaluation.memory import parameters
+from jtok.export.source import Source
+from jtok.models.vit import ViT
+from jtok.plan import Plan
+from jtok.training.record import git_commit, versions
+
+
+def describe(source: Source, form: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Everything a card says. form: facts of the format; directory: where the files are, whose digests are noted."""
+    c, target = source.config, source.config.target()
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(directory.iterdir())
+    }
+    counts = source.plan.counts(target.patches)
+    return {
+        "model": dataclasses.asdict(c),
+        "parameters": parameters(source.params).count,
+        "plan": {
+            **source.method,
+            "parameters": parameters(source.plan.params()).count,
+            "patches": target.patches,
+            "counts": [{"site": s, "in": before, "out": after} for s, before, after in counts],
+        },
+        "cost_of_an_image": _cost(source),
+        "data": source.data,
+        "weights": source.weights,
+        "format": form,
+        "files": files,
+        "versions": versions(),
+        "commit": git_commit(),
+    }  # fmt: skip
+
+
+def _cost(source: Source) -> dict[str, Any]:
+    c = source.config
+    if c.packed:
+        return {}
+    tower = nnx.eval_shape(lambda: ViT(c, nnx.Rngs(0)))
+    image = jax.ShapeDtypeStruct((1, c.image, c.image, c.channels), jnp.float32)
+
+    def read(tower: ViT, image: jax.Array, plan: Plan) -> Any:
+        found = tower(image, plan)
+        return found.tokens.x if found.pooled is None else (found.pooled, found.logits)
+
+    with_plan, without = (count(lambda t, x, p=p: read(t, x, p), tower, image) for p in (source.plan, Plan()))
+    return {
+        "gflops": with_plan.gflops, "gmacs": with_plan.gmacs,
+        "gflops_without_plan": without.gflops, "gmacs_without_plan": without.gmacs,
+        "note": "a multiply-add is two FLOPs and one MAC; conventions: jtok.evaluation.flops.CONVENTIONS",
+    }  # fmt: skip
+
+
+def write(source: Source, form: dict[str, Any], directory: Path) -> None:
+    """Writes model_card.json and MODEL_CARD.md beside the files of an export."""
+    card = describe(source, form, directory)
+    (directory / "model_card.json").write_text(json.dumps(card, indent=2, default=str) + "\n", encoding="utf-8")
+    (directory / "MODEL_CARD.md").write_text(markdown(card), encoding="utf-8")
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The card for people."""
+    plan, cost, model = card["plan"], card["cost_of_an_image"], card["model"]
+    rows = [
+        ("tower", f"{model['depth']} blocks, width {model['width']}, {model['heads']} heads, patch {model['patch']}, "
+                  f"{model['image']} pixels, {model['classes']} classes"),
+        ("parameters", f"{card['parameters']:,}"),
+        ("plan", f"{plan['method']}, keep {plan['keep']:g}, {plan['parameters']:,} parameters of its own"),
+        ("data", f"{(card['data'] or {}).get('name', 'not told by the weights')}"),
+        ("weights", ", ".join(f"{k} {v}" for k, v in card["weights"].items())),
+        ("versions", ", ".join(f"{k} {v}" for k, v in card["versions"].items())),
+        ("commit", str((card["commit"] or {}).get("commit", "an installed package"))),
+    ]  # fmt: skip
+    if cost:
+        rows.insert(
+            3, ("cost of an image", f"{cost['gmacs']:.3f} GMACs ({cost['gmacs_without_plan']:.3f} without plan)")
+        )
+    lines = ["# Model card", "", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows), ""]
+    lines += ["## Tokens", "", "| site | patch tokens in | out |", "|---|---|---|"]
+    lines += [f"| {row['site']} | {row['in']} | {row['out']} |" for row in plan["counts"]]
+    lines += [] if plan["counts"] else [f"| (none) | {plan['patches']} | {plan['patches']} |"]
+    lines += ["", "## Format", "", *(f"* {name}: {text}" for name, text in card["format"].items())]
+    lines += ["", "## Files", "", "| file | bytes | sha256 |", "|---|---|---|"]
+    lines += [f"| {name} | {f['bytes']:,} | {f['sha256']} |" for name, f in card["files"].items()]
+    return "\n".join(lines) + "\n"
