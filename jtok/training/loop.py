@@ -42,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, task: Task, *,
     workdir = record.make_workdir(workdir)
     with ExitStack() as stack:
         run = _prepare(config, workdir, task, stack, progress)
-        with jax.transfer_guard("disallow"):
+        with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):  # ops ask which axes the batch is split over
             return run.run()
 
 
