@@ -1,6 +1,8 @@
-"""`jtok show`: draws which tokens a method keeps or merges, stage by stage."""
+"""`jtok show`: draws which tokens a method keeps or merges, or a picture at 1, 2, 4, ... tokens of a tokenizer."""
 
 from __future__ import annotations
+
+import sys
 
 from absl import flags as absl_flags
 
@@ -14,9 +16,15 @@ def _flags(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_integer("index", 0, "which held-out example", flag_values=values, lower_bound=0)
     absl_flags.DEFINE_string("reducer", "", "safetensors file of a trained reducer", flag_values=values)
     absl_flags.DEFINE_string("out", "show.png", "picture to write", flag_values=values)
+    text = "draw a picture at 1, 2, 4, ... tokens of this tokenizer instead: its file, or 'shipped'"
+    absl_flags.DEFINE_string("tokenizer", None, text, flag_values=values)
+    text = "PSNR that the adaptive rule of the tokenizer is asked for"
+    absl_flags.DEFINE_string("quality", "28dB", text, flag_values=values)
 
 
 def _run(args, config) -> int:
+    if args.tokenizer:
+        return _prefixes(args)
     from jtok import registry
     from jtok.training.weights import load_reducer
     from jtok.viz.files import write_whole
@@ -37,4 +45,36 @@ def _run(args, config) -> int:
     return 0
 
 
-COMMAND = Command("show", "Draw which tokens a method keeps, stage by stage.", _flags, _run, config="optional")
+def _prefixes(args) -> int:
+    """The picture of a tokenizer at growing numbers of tokens."""
+    from jtok import compile_cache
+    from jtok.commands.tokenize_ import parse_quality
+    from jtok.data.photographs import PHOTOGRAPHS, photograph
+    from jtok.data.picture import read_picture
+    from jtok.tokenizers.codec import Codec
+    from jtok.tokenizers.shipped import open_tokenizer
+    from jtok.viz.pareto import save_figure
+    from jtok.viz.prefixes import draw_prefixes
+
+    quality = parse_quality(args.quality)
+    compile_cache.enable()
+    if args.image:
+        picture, notes = read_picture(args.image)
+        for note in notes:
+            print(f"jtok show: '{args.image}': {note}", file=sys.stderr)
+    else:
+        names = PHOTOGRAPHS["test"]
+        picture = photograph(names[args.index % len(names)], 256)
+    figure, said = draw_prefixes(Codec(open_tokenizer(args.tokenizer)), picture, quality)
+    save_figure(args.out, figure, dpi=110)
+    print(f"{said}; wrote {args.out}")
+    return 0
+
+
+COMMAND = Command(
+    "show",
+    "Draw which tokens a method keeps, or a picture at growing numbers of tokens.",
+    _flags,
+    _run,
+    config="optional",
+)

@@ -1,4 +1,4 @@
-"""`jtok sweep`: accuracy against cost, many methods at many keep ratios; a table, plots and one HTML report."""
+"""`jtok sweep`: accuracy against cost of many methods, or quality against bits of a tokenizer; tables and a report."""
 
 from __future__ import annotations
 
@@ -17,16 +17,30 @@ def _flags(values: absl_flags.FlagValues) -> None:
 def _run(args, config) -> int:
     from rich.console import Console
 
-    from jtok.evaluation.study import Study
-
     if "sweep" not in config:
         raise UserError("the config has no `sweep` section: start from configs/vit/sweep.py.")
-    study = Study(_subject(config), config, args.workdir, command="jtok " + " ".join(sys.argv[1:]))
+    study = _study(config, args.workdir, "jtok " + " ".join(sys.argv[1:]))
     study.run(say=Console(stderr=True).print)
     for table in study.tables():
         Console().print(table)
     print(f"wrote {study.report()}")
     return 0
+
+
+def _study(config, workdir: str, command: str):
+    """What runs, tells and reports the sweep that `config.task` asks for."""
+    if config.get("task") != "rate_distortion":
+        from jtok.evaluation.study import Study
+
+        return Study(_subject(config), config, workdir, command=command)
+    from jtok import compile_cache
+    from jtok.evaluation.rate_distortion import RateDistortion
+    from jtok.tokenizers.codec import Codec
+    from jtok.tokenizers.shipped import open_tokenizer
+
+    compile_cache.enable()
+    codec = Codec(open_tokenizer(config.sweep.tokenizer), overlap=config.sweep.overlap)
+    return RateDistortion(codec, config, workdir, command)
 
 
 def _subject(config):
@@ -40,4 +54,6 @@ def _subject(config):
     return SceneReader(*make_task(config), config)
 
 
-COMMAND = Command("sweep", "Sweep methods and keep ratios; write a report.", _flags, _run, config="required")
+COMMAND = Command(
+    "sweep", "Sweep methods and keep ratios, or a tokenizer's lengths; write a report.", _flags, _run, config="required"
+)

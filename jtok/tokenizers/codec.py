@@ -91,7 +91,7 @@ class Codec:
         if tokens is not None:
             self.check_tokens(tokens)
             tiling = self.tiling(*picture.shape[:2])
-            ids = self._ids(_unit(tiling.cut(picture)))
+            ids = self.ids(_unit(tiling.cut(picture)))
             return self.container(tiling, ids, np.full(tiling.count, tokens, np.int32))
         check_quality(quality)
         found = self.analyse(picture)
@@ -101,7 +101,7 @@ class Codec:
         """The ids of all tiles and their errors at every length, from which any quality is chosen."""
         tiling = self.tiling(*picture.shape[:2])
         tiles = _unit(tiling.cut(picture))
-        ids = self._ids(tiles)
+        ids = self.ids(tiles)
         return Analysis(tiling, ids, self.errors(tiles, ids, tiling.weights()), self.lengths)
 
     def container(self, tiling: Tiling, ids: Int[np.ndarray, "T K"], counts: Int[np.ndarray, " T"]) -> Container:
@@ -137,7 +137,8 @@ class Codec:
         if not self.lengths[0] <= tokens <= self.lengths[-1]:
             raise UserError(f"{tokens} tokens a tile are asked for; this tokenizer has {_span(self.lengths)}.")
 
-    def _ids(self, tiles: Float[np.ndarray, "T t t 3"]) -> Int[np.ndarray, "T K"]:
+    def ids(self, tiles: Float[np.ndarray, "T t t 3"]) -> Int[np.ndarray, "T K"]:
+        """All ids of tiles in [0,1]."""
         return self._in_batches(self._analyse, tiles)
 
     def _in_batches(self, run: Callable, *arrays: np.ndarray) -> np.ndarray:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import html
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jtok.viz.pareto import figure_png
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --faint: #63636b; --paper: #ffffff; --band: #f4f4f6;
@@ -71,3 +80,30 @@ def page(title: str, body: str) -> str:
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n"
         f"<body>\n{body}\n<script>{SCRIPT}</script>\n</body></html>\n"
     )
+
+
+def section(head: str, body: str) -> str:
+    """A part of the page under its head."""
+    return f"<h2>{html.escape(head)}</h2>\n{body}"
+
+
+def picture_html(caption: str, picture: Image.Image | Figure) -> str:
+    """A picture inside the page, with its caption."""
+    if isinstance(picture, Figure):
+        data = figure_png(picture)
+    else:
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", optimize=True)
+        data = buffer.getvalue()
+    told = html.escape(caption)
+    source = base64.b64encode(data).decode()
+    return f'<figure><img alt="{told}" src="data:image/png;base64,{source}"><figcaption>{told}</figcaption></figure>'
+
+
+def provenance(config: Mapping[str, Any], command: str, versions: Mapping[str, str], commit: str) -> str:
+    """The command, the commit, the versions and the whole config: how to make the page again."""
+    lines = [f"$ {command}"] if command else []
+    lines += [f"commit {commit}"] if commit else []
+    lines += [f"{name} {version}" for name, version in versions.items()]
+    plain = json.dumps(config, indent=2, default=str, sort_keys=True)
+    return "".join(f"<pre>{html.escape(text)}</pre>" for text in ("\n".join(lines), plain) if text)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +14,8 @@ from PIL import Image
 
 from jtok.registry import Claim
 from jtok.viz.files import write_whole
-from jtok.viz.page import Cell, page, table
-from jtok.viz.pareto import figure_png, group_lines, line_name
+from jtok.viz.page import Cell, page, picture_html, provenance, section, table
+from jtok.viz.pareto import group_lines, line_name
 
 Record = Mapping[str, Any]
 
@@ -67,12 +64,12 @@ def write_report(
         parts.append(f'<div class="scale">{html.escape(scale)}</div>')
     if notes:
         parts.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
-    parts += [_section("Accuracy", accuracy_table(records)), *(_picture(*p) for p in pictures)]
-    parts.append(_section("Accuracy and cost of every point", cost_table(records)))
+    parts += [section("Accuracy", accuracy_table(records)), *(picture_html(*p) for p in pictures)]
+    parts.append(section("Accuracy and cost of every point", cost_table(records)))
     if claims:
-        parts.append(_section("Claimed by the papers, measured here", claims_table(claims, records)))
-    parts.append(_section("Methods", methods_table(records)))
-    parts.append(_section("How this was made", _provenance(config, command, versions or {}, commit)))
+        parts.append(section("Claimed by the papers, measured here", claims_table(claims, records)))
+    parts.append(section("Methods", methods_table(records)))
+    parts.append(section("How this was made", provenance(config, command, versions or {}, commit)))
     return write_whole(path, page(title, "\n".join(parts)).encode())
 
 
@@ -170,27 +167,3 @@ def _latency(value: Mapping[str, float] | None) -> Cell:
     known = value.get("p10") is not None and value.get("p90") is not None
     spread = f" [{value['p10']:.2f}\N{EN DASH}{value['p90']:.2f}]" if known else ""
     return Cell(f"{value['median']:.2f}{spread}", value["median"])
-
-
-def _section(head: str, body: str) -> str:
-    return f"<h2>{html.escape(head)}</h2>\n{body}"
-
-
-def _picture(caption: str, picture: Image.Image | Figure) -> str:
-    if isinstance(picture, Figure):
-        data = figure_png(picture)
-    else:
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG", optimize=True)
-        data = buffer.getvalue()
-    told = html.escape(caption)
-    source = base64.b64encode(data).decode()
-    return f'<figure><img alt="{told}" src="data:image/png;base64,{source}"><figcaption>{told}</figcaption></figure>'
-
-
-def _provenance(config: Mapping[str, Any], command: str, versions: Mapping[str, str], commit: str) -> str:
-    lines = [f"$ {command}"] if command else []
-    lines += [f"commit {commit}"] if commit else []
-    lines += [f"{name} {version}" for name, version in versions.items()]
-    plain = json.dumps(config, indent=2, default=str, sort_keys=True)
-    return "".join(f"<pre>{html.escape(text)}</pre>" for text in ("\n".join(lines), plain) if text)
