@@ -155,7 +155,7 @@ def _too_large(error: str, part: Slice, largest: dict[str, list[Array]]) -> str:
         f"{kind}: " + ", ".join(f"{a.name} {a.dtype}{list(a.shape)} {a.bytes / 2**30:.2f} GiB" for a in found)
         for kind, found in largest.items()
     )
-    said = f"needs {sizes[1]}B and has {sizes[2]}B" if sizes else f"does not fit {part.chip.memory / 2**30:.0f} GiB"
+    said = f"needs {sizes[1]}iB and has {sizes[2]}iB" if sizes else f"does not fit {part.chip.memory / 2**30:.0f} GiB"
     return (
         f"the step does not fit: each chip of {part.name} {said} of memory (largest arrays, on one chip: {arrays}); "
         "take more chips, a smaller batch, config.train.remat or config.train.accumulate."

@@ -75,7 +75,7 @@ def test_too_large_says_what_is_needed_and_the_largest_arrays():
     part = type("Part", (), {"name": "v5e:2x2", "chip": tpu_compile.Slice})
     error = "the total memory required for HLO temporaries (628.49G) exceeds available HBM (15.75G). HLO module: jit"
     said = tpu_compile._too_large(error, part, largest)
-    assert "needs 628.49GB and has 15.75GB" in said and "model.blocks.mlp.up.kernel float32[8, 96, 192]" in said
+    assert "needs 628.49GiB and has 15.75GiB" in said and "model.blocks.mlp.up.kernel float32[8, 96, 192]" in said
 
 
 def test_loops_count_as_often_as_they_run():
