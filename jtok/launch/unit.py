@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import runpy
+import signal
 import sys
 import time
 import traceback
@@ -42,8 +43,13 @@ def write_whole(path: Path, text: str) -> Path:
 
 
 def run_module(words: Sequence[str]) -> int:
-    """Runs a module as `python -m` does and returns its exit code."""
+    """Runs a module as `python -m` does and returns its exit code.
+
+    SIGTERM that comes while the module has no handler of its own is a preemption too: it has begun nothing that a new
+    start does not begin again.
+    """
     before, sys.argv = sys.argv, list(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
     try:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         return 0

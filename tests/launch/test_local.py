@@ -5,6 +5,7 @@ import os
 import signal
 
 from jtok.launch.unit import DONE, FAILED
+from tests.launch.toy import LIMIT
 
 
 def test_a_unit_killed_by_hand_is_the_only_one_to_run_again(toy):
@@ -12,7 +13,7 @@ def test_a_unit_killed_by_hand_is_the_only_one_to_run_again(toy):
     process = sweep.start("--max_parallel=2")
     sweep.wait_for(lambda: sweep.attempts("b") and (sweep.results / "a" / DONE).exists())
     os.kill(sweep.attempts("b")[0], signal.SIGKILL)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert "b: was killed by SIGKILL" in error and "1 of 4 units failed (b)" in error
     rows = json.loads((sweep.results / "report.json").read_text())["tables"]["values"]
@@ -62,12 +63,22 @@ def test_a_preempted_unit_is_started_again(toy):
     assert "a: was preempted and goes on (restart 2)" in error
 
 
+def test_a_unit_terminated_while_it_has_no_handler_is_started_again(toy):
+    sweep = toy(a="hang")
+    process = sweep.start()
+    sweep.wait_for(lambda: sweep.attempts("a"))
+    os.kill(sweep.attempts("a")[0], signal.SIGTERM)
+    _, error = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, error
+    assert "a: was preempted and goes on (restart 1)" in error and len(sweep.attempts("a")) == 2
+
+
 def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(toy):
     sweep = toy(a="quick", b="hang", c="quick")
     process = sweep.start()
     sweep.wait_for(lambda: sweep.attempts("b"))
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=LIMIT)
     assert process.returncode == 130 and "interrupted; the same command goes on" in error
     assert not alive(sweep.attempts("b")[0])
     assert not (sweep.results / "b" / DONE).exists() and not sweep.attempts("c")
@@ -80,7 +91,7 @@ def test_a_launcher_that_is_terminated_exits_with_75(toy):
     process = sweep.start()
     sweep.wait_for(lambda: sweep.attempts("a"))
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=LIMIT)
     assert process.returncode == 75 and not alive(sweep.attempts("a")[0])
 
 
