@@ -17,7 +17,6 @@ from jtok.launch.units import Unit
 
 Words = list[str]
 ATTEMPTS = 5  # at a unit whose machine goes away before it has ended
-_APT = "https://packages.cloud.google.com/apt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +86,10 @@ def tpu_vm_steps(experiment: str, unit: Unit, cloud: Cloud) -> dict[str, Words]:
 
 def _install(cloud: Cloud) -> str:
     """What a fresh TPU VM needs, one step after another: the bucket, the code, and Python with jtok."""
-    bucket, point, key = cloud.bucket_name, f"/gcs/{cloud.bucket_name}", "/usr/share/keyrings/cloud.google.asc"
+    bucket, point = cloud.bucket_name, f"/gcs/{cloud.bucket_name}"
     code = "/gcs/" + cloud.code.removeprefix("gs://")
     steps = [
-        f"echo deb [signed-by={key}] {_APT} gcsfuse-$(lsb_release -cs) main"
-        " | sudo tee /etc/apt/sources.list.d/gcsfuse.list",
-        f"curl -fsS {_APT}/doc/apt-key.gpg | sudo tee {key} > /dev/null",
-        "sudo apt-get update -q",
-        "sudo apt-get install -q -y gcsfuse",
+        "(command -v gcsfuse > /dev/null || sudo apt-get install -q -y gcsfuse)",
         f"sudo mkdir -p {point}",
         f"sudo chown $USER {point}",
         f"(mountpoint -q {point} || gcsfuse --implicit-dirs {bucket} {point})",
