@@ -53,7 +53,9 @@ def main() -> int:
         task, params = make_task(config)
         images = held_out(task, "test", args.images)
         before = run_cell(task, params, Cell(method, args.keep), images, single=False)
-        after = run_cell(task, params, make_cells(SceneReader(task, params, config), config.sweep)[0], images, single=False)
+        after = run_cell(
+            task, params, make_cells(SceneReader(task, params, config), config.sweep)[0], images, single=False
+        )
         row = {"method": method, "keep": args.keep, "images": before["total"]}
         rows.append(row | {"untrained": before["accuracy"], "fine-tuned": after["accuracy"], "gmacs": after["gmacs"]})
         write_json(f"{args.workdir}/results.json", rows)

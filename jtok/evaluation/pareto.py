@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jtok.errors import UserError
@@ -49,10 +50,10 @@ def table(records: Sequence[Record], columns: Sequence[str] | None = None, title
     `columns` chooses and orders the columns; all of them in order of first appearance when None.
     """
     columns = _columns(records) if columns is None else list(columns)
-    drawn = Table(title=title)
+    drawn = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fits a narrow terminal
     for column in columns:
         numeric = any(_is_number(record.get(column)) for record in records)
-        drawn.add_column(column, justify="right" if numeric else "left")
+        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for record in records:
         drawn.add_row(*(_cell(record.get(column)) for column in columns))
     return drawn

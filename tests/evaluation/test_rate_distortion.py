@@ -17,6 +17,8 @@ from jtok.tokenizers.container import pack
 from jtok.tokenizers.files import save_tokenizer
 from jtok.tokenizers.titok import TiTok, TiTokConfig
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"image": 16, "patch": 8, "tokens": 4, "encoder": (16, 1, 2), "decoder": (16, 1, 2), "drop_tail": True}
 SMALL |= {"bottleneck": "fsq", "levels": (8, 5, 5), "code_width": 3}
 

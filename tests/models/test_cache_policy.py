@@ -146,6 +146,7 @@ def prefix(model):
     return dataclasses.replace(model, config=dataclasses.replace(model.config, language=language))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("site", "change"), [("projector", prefix), ("llm_layer_3_input", lambda model: model)])
 def test_a_merged_pair_counts_twice(llava, site, change):
     """In the prompt, in the answer and for a second question: two equal tokens at one place are one of size two."""

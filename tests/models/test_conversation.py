@@ -10,7 +10,7 @@ from jtok.models.conversation import Conversation
 from tests.models import language
 from tests.models.processing import checkpoints
 
-pytestmark = pytest.mark.usefixtures("highest_precision")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("highest_precision")]
 QUESTIONS = "What is written on the sign?", "How many cats are there?"
 
 

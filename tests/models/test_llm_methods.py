@@ -13,7 +13,7 @@ from jtok.plan import Target
 from tests.methods.catalogue import LANGUAGE
 from tests.models import language, oracle
 
-pytestmark = pytest.mark.usefixtures("highest_precision")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("highest_precision")]
 
 SHARE = {
     "sparsevlm": {"tokens": 8},  # of 16, as an average over layers

@@ -15,7 +15,7 @@ from jtok.models.reducer_files import save_projector
 from jtok.models.sampling import Sampling
 from tests.models import language
 
-pytestmark = pytest.mark.usefixtures("highest_precision")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("highest_precision")]
 
 #: Options that make four tokens of 16 patches.
 FOUR = {
