@@ -50,6 +50,9 @@ def given() -> dict[str, np.ndarray]:
     return {"text_embedding": np.random.default_rng(3).standard_normal((BATCH, CONFIG.width), np.float32)}
 
 
+tower(), images()  # made on import: first made inside a trace, they would leak out of it
+
+
 def plan(name: str, keep: float, **options: Any):
     """The method's plan for the small tower."""
     return registry.make_plan(name, CONFIG.target(), keep, **options)
