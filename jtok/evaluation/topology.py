@@ -64,7 +64,7 @@ def describe(topology: str) -> Slice:
     except (ImportError, FileNotFoundError):
         raise UserError("compiling for a TPU needs the libtpu wheel: pip install 'jtok[tpu]'.") from None
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"there is no topology '{topology}' ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"libtpu gives no topology '{topology}' ({str(error).splitlines()[0]}).") from None
     mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
     return Slice(topology, CHIPS[chip], LINKS[chip], mesh)
 
