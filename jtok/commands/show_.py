@@ -37,7 +37,7 @@ def _run(args, config) -> int:
     if args.image:
         image, box = read_image(args.image, task.model.image), None
     else:
-        example = task.dataset("test")[args.index]
+        example = task.dataset(task.config.data.eval_split)[args.index]
         image, box = example["image"], example.get("box")
     picture, said = show_stages(task, params, plan, image, box)
     write_whole(args.out, picture_bytes(picture))

@@ -170,7 +170,8 @@ class SceneReader:
         from jtok.viz.gallery import compare_methods
 
         drawn = [cell for cell in cells if cell.keep in list(self.config.sweep.picture_keeps)]
-        return compare_methods(self.task, self.params, drawn, self.config.sweep.pictures)
+        split = self.config.data.eval_split
+        return compare_methods(self.task, self.params, drawn, self.config.sweep.pictures, split)
 
 
 def make_cells(subject: Subject, s: ConfigDict) -> list[Cell]:

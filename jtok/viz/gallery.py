@@ -61,7 +61,7 @@ def show_stages(
 
 
 def compare_methods(
-    task: Classify, params: Mapping[str, Any], cells: Sequence[Cell], images: int, split: str = "test"
+    task: Classify, params: Mapping[str, Any], cells: Sequence[Cell], images: int, split: str
 ) -> list[tuple[str, Image.Image]]:
     """(caption, contact sheet) for every keep ratio: held-out images in rows, methods in columns."""
     from jtok import registry
