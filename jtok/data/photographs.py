@@ -64,6 +64,8 @@ class PhotoCrops:
     size: int
     seed: int
     length: int
+    shorter: int
+    vary: bool
 
     def __len__(self) -> int:
         return self.length
@@ -72,26 +74,50 @@ class PhotoCrops:
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), int(index)])
         names = PHOTOGRAPHS[self.split]
         name = names[int(index) % len(names)]  # every photograph comes equally often
-        image = photograph(name, 4 * self.size)  # crops of the whole are then cheap to resize
+        image = photograph(name, self.shorter)
         smallest = min(self.size, *image.shape[:2])
         side = round(smallest * (min(image.shape[:2]) / smallest) ** rng.random())  # log-uniform
         y, x = rng.integers(image.shape[0] - side + 1), rng.integers(image.shape[1] - side + 1)
         crop = PIL.Image.fromarray(image[y : y + side, x : x + side])
         crop = np.asarray(crop.resize((self.size, self.size), PIL.Image.Resampling.BICUBIC))
         crop = crop[:, ::-1] if rng.random() < 0.5 else crop
+        crop = _varied(crop, rng) if self.vary else crop
         return {"image": np.ascontiguousarray(crop), "label": np.int32(NAMES.index(name))}
 
 
-def photos(split: str, *, size: int = 64, seed: int = 0, length: int | None = None) -> grain.MapDataset:
+def _varied(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turned by a multiple of 90 degrees, with the colours in another order and of another strength, or inverted: few
+    photographs hold few colours."""
+    crop = np.rot90(crop, rng.integers(4))[..., rng.permutation(3)].astype(np.float32)
+    grey = crop.mean(-1, keepdims=True)
+    low, contrast = rng.uniform(-32, 32), rng.uniform(0.6, 1.2)
+    crop = (grey + (crop - grey) * rng.uniform(0.3, 1.5) - 128) * contrast + 128 + low
+    crop = 255 - crop if rng.random() < 0.3 else crop
+    return np.clip(np.round(crop), 0, 255).astype(np.uint8)
+
+
+def photos(
+    split: str,
+    *,
+    size: int = 64,
+    seed: int = 0,
+    length: int | None = None,
+    shorter: int | None = None,
+    vary: bool = False,
+) -> grain.MapDataset:
     """Square crops of the embedded photographs as a Grain data set of {"image", "label"}.
 
-    image: uint8 [size, size, 3], a window of the photograph (shrunk to at most 4 `size`) from `size` pixels to its
-    whole shorter side, resized, mirrored half of the time. label: int32 scalar, the photograph (its place in `NAMES`).
-    `seed` draws other crops; `length` is 1,000,000 for train and 2,000 otherwise.
-    Raises UserError for an unknown split, or a size or length under 1.
+    image: uint8 [size, size, 3], a window of the photograph (shrunk until its shorter side has `shorter` pixels, by
+    default 4 `size`) from `size` pixels to its whole shorter side, resized, mirrored half of the time. label: int32
+    scalar, the photograph (its place in `NAMES`). `seed` draws other crops; `length` is 1,000,000 for train and 2,000
+    otherwise. vary: training crops are also turned and get other colours.
+    Raises UserError for an unknown split, or a size, length or shorter side under 1.
     """
     check_split(split)
     length = LENGTHS[split] if length is None else length
-    if size < 1 or length < 1 or seed < 0:
-        raise UserError(f"Photos need size and length >= 1 and seed >= 0, not {size}, {length} and {seed}.")
-    return grain.MapDataset.source(PhotoCrops(split, size, seed, length))
+    shorter = 4 * size if shorter is None else shorter
+    if min(size, length, shorter) < 1 or seed < 0:
+        raise UserError(
+            f"Photos need size, length and shorter >= 1 and seed >= 0, not {size}, {length}, {shorter} and {seed}."
+        )
+    return grain.MapDataset.source(PhotoCrops(split, size, seed, length, shorter, vary and split == "train"))

@@ -1,20 +1,29 @@
-"""Training of an image tokenizer in one stage: pixels in, pixels out, with a random tail of the code left out."""
+"""Training of an image tokenizer on pixels: in one stage, or the second of two (`freeze`, `weights`).
+
+In two stages (TiTok, arXiv:2406.07550; One-D-Piece, arXiv:2501.10064) the first is `predict_codes.py`; the second goes
+on from its file with encoder and codes frozen, and trains the decoder and a pixel decoder behind it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jtok.data import batches, make_dataset
-from jtok.tokenizers.losses import pixel_loss, pyramid_loss
+from jtok.errors import UserError
+from jtok.tokenizers.code import Code
 from jtok.tokenizers.nested_dropout import draw_counts
+from jtok.tokenizers.one_d_piece import drop_tail
 from jtok.tokenizers.titok import TiTok, TiTokConfig
+from jtok.training import picture_loss
+from jtok.training.codebook_average import CodebookAverage
 from jtok.training.config import default_train_config
+from jtok.training.image_task import ImageTask, data_defaults, psnr, started_from
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -22,50 +31,76 @@ def default_config() -> ml_collections.ConfigDict:
     config = default_train_config()
     config.task = "tokenize_images"
     config.tokenizer = ml_collections.ConfigDict({"fields": ml_collections.ConfigDict()})  # of `TiTokConfig`
-    config.data = ml_collections.ConfigDict(
-        {"name": "photos", "options": ml_collections.ConfigDict(), "eval_split": "validation", "eval_batch": 100}
-    )
-    config.loss = ml_collections.ConfigDict({"square": 1.0, "absolute": 0.0, "pyramid": 0.0})
-    config.drop = "uniform"  # how many latents stay in training: uniform, pow2, uniform_pow2; "" = all
+    config.weights = ""  # file of a tokenizer to start from; what a pixel decoder adds to it is fresh
+    config.freeze = ()  # parts of the tokenizer that do not learn: encoder, latent_tokens, quantizer ...
+    config.data = data_defaults()
+    picture_loss.add_defaults(config)
+    # moving averages in place of a codebook that learns; codes with a count below `dead` move onto latents of the batch
+    config.codebook = ml_collections.ConfigDict({"average": 0.0, "dead": 0.0})
+    # how many latents stay in training: uniform, pow2, uniform_pow2, or one_for_all images of a batch; "" = all
+    config.drop = "uniform"
     config.eval_tokens = (1, 4, 16)  # lengths whose PSNR is reported while training
     return config
 
 
 def tokenizer_config(config: ml_collections.ConfigDict) -> TiTokConfig:
     """The tokenizer that `config.tokenizer` and `config.train` ask for."""
-    return TiTokConfig(**{"dtype": config.train.dtype, **config.tokenizer.fields.to_dict()})
+    computed = {"dtype": config.train.dtype, "remat": config.train.remat}
+    try:
+        return TiTokConfig(**{**computed, **config.tokenizer.fields.to_dict()})
+    except TypeError as error:
+        raise UserError(f"config.tokenizer.fields are those of TiTokConfig ({error}).") from None
 
 
-class TokenizeImages:
-    """The training loop's task: parameters are {"tokenizer": TiTok}."""
+class TokenizeImages(ImageTask):
+    """The training loop's task: parameters are {"tokenizer": TiTok}, and what `PictureLoss` and `CodebookAverage` add."""
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config, self.shape = config, tokenizer_config(config)
+        self.side = self.shape.image
         self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: TiTok(self.shape, nnx.Rngs(0))), nnx.Param)
+        self.pictures = picture_loss.PictureLoss(config)
+        self.codebook = CodebookAverage(config, self.shape) if config.codebook.average else None
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Fresh parameters."""
-        return {"tokenizer": nnx.to_pure_dict(nnx.state(TiTok(self.shape, nnx.Rngs(key)), nnx.Param))}
+        """Fresh parameters, or those of `config.weights`."""
+        net = nnx.to_pure_dict(nnx.state(TiTok(self.shape, nnx.Rngs(key)), nnx.Param))
+        if self.config.weights:
+            net = started_from(self.config.weights, net, ("pixel_codes", "pixel_decoder"))
+        if unknown := sorted(set(self.config.freeze) - set(net)):
+            raise UserError(f"config.freeze names {', '.join(unknown)}; the tokenizer's parts are {', '.join(net)}.")
+        params = {"tokenizer": net, **self.pictures.init(jax.random.fold_in(key, 1))}
+        if self.codebook:
+            params["state"] = {**params.get("state", {}), **self.codebook.init(net)}
+        return params
 
     def tokenizer(self, params: Mapping[str, Any]) -> TiTok:
         """The tokenizer with these parameters."""
-        return nnx.merge(self.graphdef, nnx.State(params["tokenizer"]))
+        net = params["tokenizer"] if self.codebook is None else self.codebook.put(params)
+        return nnx.merge(self.graphdef, nnx.State(net))
 
     def loss(self, params, batch, key, step) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Differences of pixels and structure, and what the bottleneck asks for."""
-        images, weights = batch["image"].astype(jnp.float32) / 255, self.config.loss
+        """Differences of pixels and structure, and what the bottleneck and an adversary ask for."""
+        images = batch["image"].astype(jnp.float32) / 255
         net = self.tokenizer(params)
-        code = net.analyse(images, train=True, key=key if self.shape.bottleneck == "kl" else None)
+        code, terms = self.code(params, net, images, key)
+        found, logged = self.pictures(params, net.synthesise(code), images, step)
+        terms = {**found, **terms}
+        return sum(terms.values()), {**terms, **logged}
+
+    def code(self, params, net: TiTok, images: Float[Array, "B H W 3"], key: Array) -> tuple[Code, dict[str, Array]]:
+        """(the code with its tail dropped, the terms of the bottleneck)."""
+        if self.codebook:
+            code, beside = self.codebook(params, net, images, jax.random.fold_in(key, 1))
+            terms = {"bottleneck": code.losses["total"], "beside_codes": beside}
+        else:
+            code = net.analyse(images, train=True, key=key if self.shape.bottleneck == "kl" else None)
+            terms = {"bottleneck": jnp.asarray(code.losses.get("total", 0.0))}
         if self.config.drop and self.shape.drop_tail:
+            if self.config.drop == "one_for_all":
+                return drop_tail(code, key)[0], terms
             code = code.take(draw_counts(key, images.shape[0], self.shape.tokens, self.config.drop))
-        again = net.synthesise(code)
-        terms = {
-            "square": weights.square * pixel_loss(again, images).mean(),
-            "absolute": weights.absolute * pixel_loss(again, images, 1).mean(),
-            "pyramid": weights.pyramid * pyramid_loss(again, images).mean() if weights.pyramid else jnp.zeros(()),
-            "bottleneck": jnp.asarray(code.losses.get("total", 0.0)),
-        }
-        return sum(terms.values()), terms
+        return code, terms
 
     def evaluate(self, params, batch) -> dict[str, Float[Array, "B"]]:
         """PSNR of 8-bit reconstructions at `config.eval_tokens` lengths, dB."""
@@ -74,29 +109,16 @@ class TokenizeImages:
         code = net.analyse(images)
         found = {}
         for tokens in dict.fromkeys((*self.config.eval_tokens, self.shape.tokens)):
-            again = jnp.round(net.decode(code, tokens if self.shape.drop_tail else None) * 255) / 255
-            error = jnp.maximum(pixel_loss(again, images), 1e-10)
-            found[f"psnr_{tokens}"] = -10 * jnp.log10(error)
+            found[f"psnr_{tokens}"] = psnr(net.decode(code, tokens if self.shape.drop_tail else None), images)
         return found
 
     def trainable(self, params):
-        """Everything."""
-        return None
-
-    def dataset(self, split: str):
-        """The Grain data set of a split."""
-        return make_dataset(self.config.data.name, split, **self.config.data.options.to_dict())
-
-    def train_data(self) -> Iterable[Mapping[str, Any]]:
-        """Endless shuffled batches."""
-        data = self.dataset("train").map(_only_image)
-        return batches(data, batch=self.config.train.batch, seed=self.config.seed, shuffle=True)
-
-    def eval_data(self) -> Iterable[Mapping[str, Any]]:
-        """One pass over the evaluation split."""
-        data = self.dataset(self.config.data.eval_split).map(_only_image)
-        return batches(data, batch=min(self.config.data.eval_batch, len(data)), epochs=1, drop_remainder=False)
-
-
-def _only_image(example: Mapping[str, Any]) -> dict[str, Any]:
-    return {"image": example["image"]}
+        """All but frozen parts, LPIPS, and a codebook that is a moving average."""
+        frozen = set(self.config.freeze)
+        if not frozen and self.codebook is None and "lpips" not in params:
+            return None
+        learns = {name: name != "lpips" for name in params}
+        learns["tokenizer"] = {name: name not in frozen for name in params["tokenizer"]}
+        if self.codebook:
+            learns["tokenizer"]["quantizer"] = False
+        return learns
