@@ -121,7 +121,7 @@ def test_photo_crops():
         (digit_scenes, {"split": "test", "size": 16}, "at least 32 pixels, not 16"),
         (digit_scenes, {"split": "test", "length": 0}, "length >= 1"),
         (photos, {"split": "val"}, "no split 'val'"),
-        (photos, {"split": "test", "size": 0}, "size and length >= 1"),
+        (photos, {"split": "test", "size": 0}, "size, length and shorter >= 1"),
     ],
 )
 def test_bad_input(build, arguments, words):
