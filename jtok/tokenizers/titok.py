@@ -52,7 +52,11 @@ class TiTokConfig:
     text_length: int = 0  # TA-TiTok: text tokens that the decoder reads (77), of width text_width (768)
     text_width: int = 0
     drop_tail: bool = False  # One-D-Piece: the decoder takes any prefix
+    entropy: float = 0.0  # weight of MAGVIT's entropy loss of a vq bottleneck, at `temperature`
+    temperature: float = 1.0
+    pass_through: Literal["identity", "rotation"] = "identity"  # gradients past a vq bottleneck
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute blocks in the backward pass
 
     @property
     def side(self) -> int:
@@ -72,7 +76,7 @@ class Encoder(nnx.Module):
         self.position = nnx.Param(init(rngs.params(), (c.side**2 + 1, width)))
         self.latent_position = nnx.Param(init(rngs.params(), (c.tokens, width)))
         self.norm_in = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype)
+        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype, remat=c.remat)
         self.norm_out = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         outputs = c.code_width * (2 if c.bottleneck == "kl" else 1)
         self.out = nnx.Linear(width, outputs, rngs=rngs)
@@ -105,7 +109,7 @@ class Decoder(nnx.Module):
         self.text = nnx.Linear(c.text_width, width, dtype=c.dtype, rngs=rngs) if c.text_length else None
         self.text_position = nnx.Param(init(rngs.params(), (c.text_length, width))) if c.text_length else None
         self.norm_in = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype)
+        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype, remat=c.remat)
         self.norm_out = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         if c.legacy:
             self.hidden = nnx.Linear(width, 2 * width, rngs=rngs)
@@ -156,10 +160,11 @@ class TiTok(Tokenizer):
         self.lengths = ladder(c.tokens) if c.drop_tail else (c.tokens,)
         self.latent_tokens = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (c.tokens, c.encoder[0])))
         self.encoder, self.decoder = Encoder(c, rngs), Decoder(c, rngs)
+        vq = {"entropy_weight": c.entropy, "temperature": c.temperature, "pass_through": c.pass_through}
         make = {
             "kl": Gaussian,
             "fsq": lambda: FSQ(c.levels),
-            "vq": lambda: VQ(c.codebook, c.code_width, cosine=c.cosine, beta=c.beta, rngs=rngs),
+            "vq": lambda: VQ(c.codebook, c.code_width, cosine=c.cosine, beta=c.beta, rngs=rngs, **vq),
         }
         self.quantizer = make[c.bottleneck]()
         if c.legacy and c.pixels:
@@ -167,9 +172,13 @@ class TiTok(Tokenizer):
             shape = {"width": c.pixel_width, "multipliers": c.pixel_multipliers, "blocks": c.pixel_blocks}
             self.pixel_decoder = PixelDecoder(c.proxy_width, rngs, **shape)
 
+    def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B K d"]:
+        """What the bottleneck reads."""
+        return self.encoder(images, self.latent_tokens[...])
+
     def analyse(self, images: Float[Array, "B H W 3"], *, train: bool = False, key: Array | None = None) -> Code:
         """A code of all K latents; `key` draws the latents of a KL bottleneck (default: their means)."""
-        z = self.encoder(images, self.latent_tokens[...])
+        z = self.latents(images)
         draw = {"key": key} if self.config.bottleneck == "kl" else {}
         found = self.quantizer(z, train=train, **draw)
         return Code(found.values, found.indices, jnp.full(z.shape[0], z.shape[1], jnp.int32), found.losses)

@@ -15,9 +15,19 @@ from jtok.tokens import from_features
 class Trunk(nnx.Module):
     """`depth` pre-norm blocks [width], exact GELU, layer norms of eps 1e-5 (CLIP's), stacked and scanned."""
 
-    def __init__(self, width: int, depth: int, heads: int, rngs: nnx.Rngs, *, mlp_ratio: int = 4, dtype="float32"):
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        rngs: nnx.Rngs,
+        *,
+        mlp_ratio: int = 4,
+        dtype="float32",
+        remat: bool = False,
+    ):
         config = ViTConfig(width=width, depth=depth, heads=heads, mlp=mlp_ratio * width, eps=1e-5, dtype=dtype)
-        self.depth = depth
+        self.depth, self.remat = depth, remat
 
         @nnx.split_rngs(splits=depth)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -31,4 +41,4 @@ class Trunk(nnx.Module):
     ) -> Float[Array, "B N D"]:
         """valid: tokens that are seen by others (default: all). plan: reducers at `trunk.block.i.*`, if any."""
         run = Run(plan or Plan(), from_features(x, (x.shape[1],), 0, valid))
-        return run_blocks(self.blocks, self.depth, run, prefix="trunk").tokens.x
+        return run_blocks(self.blocks, self.depth, run, prefix="trunk", remat=self.remat).tokens.x

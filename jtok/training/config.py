@@ -6,9 +6,11 @@ from jtok.errors import UserError
 
 
 def default_train_config() -> ml_collections.ConfigDict:
-    """A config with `seed` and `train`; experiments add their own sections beside them."""
+    """A config with `seed`, `mesh` and `train`; experiments add their own sections beside them."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    # all devices form a mesh data x fsdp x tensor, data taking what is left (see jtok.sharding)
+    config.mesh = ml_collections.ConfigDict({"fsdp": 1, "tensor": 1})
     config.train = train = ml_collections.ConfigDict()
     train.batch = 128  # rows per update, over all devices and processes
     train.steps = 1000  # updates
@@ -20,6 +22,7 @@ def default_train_config() -> ml_collections.ConfigDict:
     train.clip = 1.0  # global gradient norm; 0 = no clipping
     train.b1 = 0.9
     train.b2 = 0.999
+    train.parts = ml_collections.ConfigDict()  # parts of the parameters with an optimizer of their own: {lr, start}
     train.ema = 0.0  # decay of the averaged parameters used for evaluation; 0 = off
     train.accumulate = 1  # micro-batches per update; must divide `batch`
     train.dtype = "float32"  # compute type, read by the task; parameters stay float32
@@ -59,5 +62,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field, holds, allowed in rules:
         if not holds:
             raise UserError(f"config.train.{field} = {train[field]!r} must be {allowed}")
+    for name, part in train.parts.items():
+        if unknown := sorted(set(part) - {"lr", "start", "assign"}):
+            raise UserError(f"config.train.parts.{name} has no field {', '.join(unknown)}: it takes lr and start")
+        if part.get("lr", train.lr) <= 0 or not 0 <= part.get("start", 0) < train.steps - train.warmup:
+            raise UserError(
+                f"config.train.parts.{name} must have lr above 0 and start between 0 and steps - warmup = "
+                f"{train.steps - train.warmup}"
+            )
     if train.batch % train.accumulate:
         raise UserError(f"config.train.accumulate = {train.accumulate} must divide config.train.batch = {train.batch}")

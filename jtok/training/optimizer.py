@@ -36,9 +36,35 @@ def decay_mask(params: dict[str, Array]) -> dict[str, bool]:
 def build(train: ml_collections.ConfigDict, mask=decay_mask) -> optax.GradientTransformation:
     """The optimizer over `{name: array}`: clip by global norm, then AdamW (arXiv:1711.05101).
 
-    Frozen leaves are not given to it, so they neither count in the norm nor cost memory.
+    Frozen leaves are not given to it, so they neither count in the norm nor cost memory. Leaves whose name begins with
+    one of `train.parts` have an optimizer of their own (see `_part`).
     mask: `{name: array} -> {name: bool}`, which leaves decay.
     """
+    rest = _whole(train, mask)
+    if not train.parts:
+        return rest
+    rules = {name: _part(train, part, mask) for name, part in train.parts.items()}
+
+    def labels(params: dict[str, Array]) -> dict[str, str]:
+        heads = {name: name.split(".", 1)[0] for name in params}
+        return {name: head if head in rules else "" for name, head in heads.items()}
+
+    return optax.partition({"": rest, **rules}, labels)
+
+
+def _part(train: ml_collections.ConfigDict, part: ml_collections.ConfigDict, mask) -> optax.GradientTransformation:
+    """The optimizer of one part of the parameters. `assign`: it is not learned, the loss says what it becomes
+    (`jtok.training.aside.assign`). Else as `train` with the part's own `lr`, from update `start` on."""
+    if part.get("assign"):
+        return optax.sgd(1.0)
+    start = part.get("start", 0)
+    own = {"lr": part.get("lr", train.lr), "steps": train.steps - start}
+    own["min_lr"] = train.min_lr * own["lr"] / train.lr
+    inner = _whole(ml_collections.ConfigDict({**train.to_dict(), **own}), mask)
+    return optax.conditionally_mask(inner, lambda step: step >= start)
+
+
+def _whole(train: ml_collections.ConfigDict, mask) -> optax.GradientTransformation:
     rate = learning_rate(train)
     adam = {"b1": train.b1, "b2": train.b2, "weight_decay": train.weight_decay}
     if train.optimizer == "muon":

@@ -53,7 +53,7 @@ def tokenizer_config(config: ml_collections.ConfigDict) -> TiTokConfig:
 
 
 class TokenizeImages(ImageTask):
-    """The training loop's task: parameters are {"tokenizer": TiTok}, and what `PictureLoss` and `CodebookAverage` add."""
+    """The task: parameters are {"tokenizer": TiTok}, and what `PictureLoss` and `CodebookAverage` add."""
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config, self.shape = config, tokenizer_config(config)
