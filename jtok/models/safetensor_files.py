@@ -19,6 +19,12 @@ import safetensors.numpy
 from jtok.errors import UserError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: A command that converts one; checkpoints of trainings hold the weights under one of these keys.
+CONVERT = (
+    """python -c "import torch, safetensors.torch as s; d = torch.load('{path}', 'cpu', weights_only=True); """
+    """d = next((d[k] for k in ('ema', 'state_dict', 'model') if k in d), d); """
+    """s.save_file({{k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}}, '{out}')\""""
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +111,10 @@ def _collect(source: Path, paths: list[Path]) -> Weights:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if path.suffix in PICKLES:
-        raise UserError(f"'{path}' is a pickle, which can run code when read: convert it to safetensors.")
+        raise UserError(
+            f"'{path}' is a pickle, which can run code when read: convert it to safetensors where you trust it, for "
+            f"example by {CONVERT.format(path=path, out=path.with_suffix('.safetensors'))}"
+        )
     try:
         with safetensors.safe_open(path, "np") as file:
             yield file

@@ -24,6 +24,20 @@ class BaseTokenizer(Protocol):
         ...
 
 
+class Frozen(nnx.Variable):
+    """A parameter of a base tokenizer: it is no `nnx.Param`, so it is neither trained nor saved with what stands on
+    it."""
+
+
+def frozen(base: nnx.Module) -> nnx.Module:
+    """The module with all its parameters frozen, in place."""
+    for _, part in nnx.iter_modules(base):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, nnx.Param):
+                setattr(part, name, Frozen(value[...]))
+    return base
+
+
 class GuessHead(nnx.Module):
     """Linear, tanh, linear: logits over the base's codebook, or its code itself where the base has none."""
 

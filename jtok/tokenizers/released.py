@@ -53,18 +53,27 @@ def trunk(ours: str, theirs: str) -> Iterator[Name]:
     yield from linear(f"{o}.mlp.down", f"{t}.mlp.c_proj")
 
 
-def fill(model: nnx.Module, weights: Weights | str | os.PathLike, names: Iterable[Name], ignore: Iterable[str] = ()):
+def fill(
+    model: nnx.Module,
+    weights: Weights | str | os.PathLike,
+    names: Iterable[Name],
+    ignore: Iterable[str] = (),
+    under: str = "",
+):
     """The model with all its parameters taken from a checkpoint; tensors beginning with one of `ignore` are left.
+
+    under: what the names of the model's tensors begin with in the file; all others are left.
 
     Raises UserError with all missing and unknown tensors in one sentence, or for a tensor of the wrong shape.
     """
     weights = weights if isinstance(weights, Weights) else open_weights(weights)
     graph, state = nnx.split(model)
     wanted = flatten(nnx.to_pure_dict(state))
-    by_path = {name.ours: name for name in names}
+    by_path = {name.ours: dataclasses.replace(name, theirs=under + name.theirs) for name in names}
     files = {path: _files(by_path.get(path), path, leaf.shape) for path, leaf in wanted.items()}
     expected = {file for rows in files.values() for file in rows}
-    present = {file for file in weights.shapes if not file.startswith(tuple(ignore) or ("\0",))}
+    left = tuple(ignore) or ("\0",)
+    present = {file for file in weights.shapes if file.startswith(under) and not file.startswith(left)}
     check_names(weights, missing=expected - present, unknown=present - expected)
     leaves = []
     for path, leaf in wanted.items():

@@ -17,8 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
+from jtok.tokenizers.autoencoder import ConvDecoder, ConvShape
+from jtok.tokenizers.autoencoder_names import decoder_names
 from jtok.tokenizers.code import Code, Tokenizer
-from jtok.tokenizers.pixel_decoder import PixelDecoder
 from jtok.tokenizers.quantizers import FSQ, VQ, Gaussian
 from jtok.tokenizers.released import Name, linear, norm, trunk
 from jtok.tokenizers.trunk import Trunk
@@ -169,8 +170,9 @@ class TiTok(Tokenizer):
         self.quantizer = make[c.bottleneck]()
         if c.legacy and c.pixels:
             self.pixel_codes = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (c.proxy, c.proxy_width)))
-            shape = {"width": c.pixel_width, "multipliers": c.pixel_multipliers, "blocks": c.pixel_blocks}
-            self.pixel_decoder = PixelDecoder(c.proxy_width, rngs, **shape)
+            widths = tuple(c.pixel_width * m for m in c.pixel_multipliers)
+            shape = ConvShape(c.proxy_width, c.pixel_width, widths, c.pixel_blocks, c.pixel_blocks, style="maskgit")
+            self.pixel_decoder = ConvDecoder(shape, c.proxy_width, rngs)
 
     def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B K d"]:
         """What the bottleneck reads."""
@@ -229,7 +231,7 @@ class TiTok(Tokenizer):
         yield Name("quantizer.codebook", "quantize.embedding.weight")
         if c.legacy and c.pixels:
             yield Name("pixel_codes", "pixel_quantize.embedding.weight")
-            yield from self.pixel_decoder.names("pixel_decoder", "pixel_decoder")
+            yield from decoder_names(self.pixel_decoder, "pixel_decoder", "pixel_decoder", "titok")
 
 
 def ladder(most: int) -> tuple[int, ...]:
