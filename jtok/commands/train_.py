@@ -7,7 +7,6 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from jtok.errors import UserError
 from jtok.flags import Command
 
 
@@ -20,9 +19,10 @@ def _run(args, config) -> int:
     from jtok import compile_cache
     from jtok.training.loop import train
     from jtok.training.stop import Stopped
+    from jtok.training.tasks import make_task
 
     compile_cache.enable()
-    task = _make_task(config)
+    task = make_task(config)
     try:
         state = train(config, args.workdir, task)
     except Stopped as stop:
@@ -32,22 +32,11 @@ def _run(args, config) -> int:
     return 0
 
 
-def _make_task(config):
-    """The task that `config.task` names."""
-    from jtok.training.answer_questions import AnswerQuestions
-    from jtok.training.classify import Classify
-    from jtok.training.tokenize_images import TokenizeImages
-
-    tasks = {"classify": Classify, "answer_questions": AnswerQuestions, "tokenize_images": TokenizeImages}
-    if config.get("task") not in tasks:
-        raise UserError(f"config.task is '{config.get('task')}'; jtok trains {', '.join(map(repr, tasks))}.")
-    return tasks[config.task](config)
-
-
 def _export(task, params, path: str, workdir: str) -> str:
     """Writes the trained model: a safetensors file, or for one that answers a Hugging Face directory."""
     from jtok.tokenizers.files import save_tokenizer
     from jtok.training.question_model import save_model
+    from jtok.training.tasks import TOKENIZERS
     from jtok.training.weights import export, save_reducer
 
     if task.config.task == "answer_questions":
@@ -56,7 +45,7 @@ def _export(task, params, path: str, workdir: str) -> str:
             save_reducer(directory.parent / "reducer.safetensors", params["plan"])
         return str(directory)
     path = path or str(Path(workdir) / "model.safetensors")
-    if task.config.task == "tokenize_images":
+    if task.config.task in TOKENIZERS:
         save_tokenizer(path, task.tokenizer(params), storage="bfloat16")
         return path
     export(task, params, path)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import NamedSharding, PartitionSpec
@@ -27,9 +26,11 @@ from jtok.evaluation.scopes import join, scope_of
 from jtok.evaluation.topology import Slice, describe
 from jtok.training import optimizer as opt
 from jtok.training.config import validate
+from jtok.training.image_task import UNTRAINED
 from jtok.training.sharding import shardings
 from jtok.training.state import TrainState, create, named_leaves, trainable_names
 from jtok.training.step import make_step
+from jtok.training.tasks import make_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +75,19 @@ class Compiled:
 
 
 def compile_training(config: ml_collections.ConfigDict, topology: str) -> Compiled:
-    """Compiles the training step of a classification config for `topology`, such as `v5e:16x16`.
+    """Compiles the training step of a config for `topology`, such as `v5e:16x16`.
 
-    Raises UserError for a config that cannot run, another task, a topology that does not exist, a batch that does not
-    divide, and a program that does not fit a chip's memory.
+    Raises UserError for a config that cannot run, a task without `example_batch`, a topology that does not exist, a
+    batch that does not divide, and a program that does not fit a chip's memory.
     """
     validate(config)
-    if config.get("task") != "classify":
-        raise UserError(f"config.task is '{config.get('task')}'; jtok compiles the step of 'classify'.")
     part = describe(topology)
     rows, accumulate = config.train.batch, config.train.accumulate
     if rows % (part.chips * accumulate):
         parts = f"{part.chips} chips" + (f" times {accumulate} micro-batches" if accumulate > 1 else "")
         raise UserError(f"a batch of {rows} (config.train.batch) must be a multiple of the {parts} of {topology}.")
     task, names, optimizer, state = _abstract_state(config)
-    batch = _abstract_batch(task, rows)
+    batch = task.example_batch(rows)
     arguments = (
         jax.tree.map(_placed, state, shardings(state, part.mesh)),
         jax.tree.map(lambda a: _placed(a, NamedSharding(part.mesh, PartitionSpec("data"))), batch),
@@ -111,11 +110,14 @@ def compile_training(config: ml_collections.ConfigDict, topology: str) -> Compil
 
 def _abstract_state(config: ml_collections.ConfigDict) -> tuple[Any, tuple[str, ...], Any, TrainState]:
     """(task, names of what learns, optimizer, state without arrays) as `jtok.training.loop` makes them."""
-    from jtok.training.classify import Classify
-
     fresh = config.copy_and_resolve_references()
-    fresh.weights = ""  # where the numbers come from changes no shape, and reading them would take memory
-    task = Classify(fresh)
+    # where the numbers come from changes no shape, and reading them would take memory
+    fresh.weights = UNTRAINED if fresh.get("freeze") else ""
+    if "base" in fresh:
+        fresh.base.path = UNTRAINED
+    task = make_task(fresh)
+    if not hasattr(task, "example_batch"):
+        raise UserError(f"jtok cannot compile the step of '{config.task}': its batches have no shape of their own.")
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(task.init, key)
     names = trainable_names(params, task.trainable(params))
@@ -124,14 +126,6 @@ def _abstract_state(config: ml_collections.ConfigDict) -> tuple[Any, tuple[str, 
     optimizer, average = opt.build(config.train), config.train.ema > 0
     state = jax.eval_shape(lambda p, k: create(p, names, optimizer, ema=average, key=k), params, key)
     return task, names, optimizer, state
-
-
-def _abstract_batch(task: Any, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    side = task.model.image
-    return {
-        "image": jax.ShapeDtypeStruct((rows, side, side, task.model.channels), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -119,6 +119,12 @@ class Classify:
             return None
         return {name: jax.tree.map(lambda _, learns=name not in frozen: learns, part) for name, part in params.items()}
 
+    def example_batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch of `rows` without its numbers."""
+        side = self.model.image
+        images = jax.ShapeDtypeStruct((rows, side, side, self.model.channels), jnp.uint8)
+        return {"image": images, "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+
     def dataset(self, split: str):
         """The Grain data set of a split."""
         return make_dataset(self.config.data.name, split, **self.config.data.options.to_dict())

@@ -14,9 +14,13 @@ from jaxtyping import Array, Float
 from jtok.data import batches, make_dataset
 from jtok.errors import UserError
 from jtok.models.load import flatten
+from jtok.tokenizers.bases import open_base
 from jtok.tokenizers.files import load_tokenizer
 from jtok.tokenizers.losses import pixel_loss
 from jtok.training.state import with_leaves
+
+#: In place of a file: random numbers, for tests and for `jtok compile`, which needs shapes alone.
+UNTRAINED = "untrained"
 
 
 def data_defaults() -> ml_collections.ConfigDict:
@@ -48,6 +52,21 @@ def started_from(path: str, fresh: dict[str, Any], optional: Iterable[str] = ())
             f"{'are missing or' if missing else 'are'} of other shapes."
         )
     return with_leaves(fresh, {name: jnp.asarray(found[name]) for name in wanted if name in found})
+
+
+def pixel_decoder_from(path: str, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The fresh parameters of a TiTok of two stages with decoder and codes of the VQGAN that its first stage predicted.
+
+    Raises UserError for a file of anything else, or where the shapes are others.
+    """
+    base = nnx.to_pure_dict(nnx.state(open_base(path)))
+    if "codebook" not in base:
+        raise UserError(f"config.pixel_decoder '{path}' is no VQGAN.")
+    found = {**fresh, "pixel_codes": base["codebook"], "pixel_decoder": base["decoder"]}
+    shapes = [{name: a.shape for name, a in flatten(tree).items()} for tree in (found, fresh)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"the decoder of config.pixel_decoder '{path}' has another shape than the tokenizer's.")
+    return found
 
 
 class ImageTask:

@@ -23,7 +23,7 @@ from jtok.tokenizers.titok import TiTok, TiTokConfig
 from jtok.training import picture_loss
 from jtok.training.codebook_average import CodebookAverage
 from jtok.training.config import default_train_config
-from jtok.training.image_task import ImageTask, data_defaults, psnr, started_from
+from jtok.training.image_task import UNTRAINED, ImageTask, data_defaults, pixel_decoder_from, psnr, started_from
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -32,6 +32,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.task = "tokenize_images"
     config.tokenizer = ml_collections.ConfigDict({"fields": ml_collections.ConfigDict()})  # of `TiTokConfig`
     config.weights = ""  # file of a tokenizer to start from; what a pixel decoder adds to it is fresh
+    config.pixel_decoder = ""  # file of the VQGAN whose decoder the second stage goes on from
     config.freeze = ()  # parts of the tokenizer that do not learn: encoder, latent_tokens, quantizer ...
     config.data = data_defaults()
     picture_loss.add_defaults(config)
@@ -59,14 +60,21 @@ class TokenizeImages(ImageTask):
         self.config, self.shape = config, tokenizer_config(config)
         self.side = self.shape.image
         self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: TiTok(self.shape, nnx.Rngs(0))), nnx.Param)
+        if config.freeze and not config.weights:
+            raise UserError(
+                f"config.freeze keeps {', '.join(config.freeze)} as they begin, which is untrained: set config.weights "
+                "to the file of the first stage."
+            )
         self.pictures = picture_loss.PictureLoss(config)
         self.codebook = CodebookAverage(config, self.shape) if config.codebook.average else None
 
     def init(self, key: Array) -> dict[str, Any]:
         """Fresh parameters, or those of `config.weights`."""
         net = nnx.to_pure_dict(nnx.state(TiTok(self.shape, nnx.Rngs(key)), nnx.Param))
-        if self.config.weights:
+        if self.config.weights not in ("", UNTRAINED):
             net = started_from(self.config.weights, net, ("pixel_codes", "pixel_decoder"))
+        if self.config.pixel_decoder:
+            net = pixel_decoder_from(self.config.pixel_decoder, net)
         if unknown := sorted(set(self.config.freeze) - set(net)):
             raise UserError(f"config.freeze names {', '.join(unknown)}; the tokenizer's parts are {', '.join(net)}.")
         params = {"tokenizer": net, **self.pictures.init(jax.random.fold_in(key, 1))}

@@ -59,7 +59,7 @@ def test_a_step_on_four_chips(config_file, capsys):
         ("v5e:3x5", "", "v5e comes as 1x1, 2x2"),
         ("v5e:4x4", "", "a batch of 8 (config.train.batch) must be a multiple of the 16 chips of v5e:4x4"),
         ("v5e:2x2", "--config.train.accumulate=4", "4 chips times 4 micro-batches"),
-        ("v5e:2x2", "--config.task=other", "jtok compiles the step of 'classify'"),
+        ("v5e:2x2", "--config.task=other", "config.task is 'other'; jtok trains 'classify'"),
     ],
 )
 def test_one_sentence_and_exit_2(config_file, capsys, topology, change, said):
