@@ -25,7 +25,7 @@ from jtok.evaluation.latency import measure
 from jtok.evaluation.sweep import Cell, Record, facts_of, percentiles, timed
 from jtok.models.answer import VLM
 from jtok.models.cache import append
-from jtok.models.vlm import VLMConfig
+from jtok.models.vlm import Reading, VLMConfig
 from jtok.plan import Plan
 
 #: Text of a prompt is padded to a multiple of so many tokens: all of these questions fit in one.
@@ -63,18 +63,17 @@ def held_out_questions(
         rows = np.where(real, rows, start)
         inputs = model.config.arrange(model.processor.batch([prompts[i] for i in rows]), _TEXT)
         answer = np.stack([examples[i]["answer"] for i in rows])
-        batches.append({"inputs": inputs, "key": _keys(rows), "answer": answer, "real": real})
+        batches.append({"inputs": inputs, "key": prompt_keys(rows), "answer": answer, "real": real})
     return Questions(batches, np.array([e["kind"] for e in examples]), chance_levels(examples))
 
 
-def _keys(rows: np.ndarray) -> Array:
+def prompt_keys(rows: np.ndarray) -> Array:
     """One PRNG key a question, the same in whatever batch it stands."""
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.asarray(rows))
 
 
-def answers_right(network, inputs, plan: Plan, key: Array, answer: Int[Array, "B 2"]) -> Bool[Array, " B"]:
-    """Whether greedy decoding gives exactly these two tokens."""
-    reading = network(inputs, plan, 1, key)
+def answers_right(network, reading: Reading, answer: Int[Array, "B 2"]) -> Bool[Array, " B"]:
+    """Whether greedy decoding gives exactly these two tokens, behind a prompt that was read with room for one."""
     word = answer[:, :1]
     x, _ = append(network.language, reading.caches, network.language.embed(word), jnp.ones(word.shape, bool))
     end = network.language.logits(x)[:, 0]
@@ -93,7 +92,8 @@ def run_cell(model: VLM, cell: Cell, questions: Questions, *, single: bool = Tru
 
     @jax.jit
     def judge(params, inputs, key, answer):
-        return answers_right(nnx.merge(graphdef, nnx.State(params)), inputs, plan, key, answer)
+        network = nnx.merge(graphdef, nnx.State(params))
+        return answers_right(network, network(inputs, plan, 1, key), answer)
 
     @jax.jit
     def read(params, inputs, key):

@@ -1,0 +1,97 @@
+"""Which tokens do methods agree on, and does agreeing mean performing alike?
+
+    python experiments/which_tokens.py --small --max_parallel=2            the models that ship with jtok, in minutes
+    python experiments/which_tokens.py --platform=tpu_vm --project=PROJECT --zone=ZONE --bucket=gs://BUCKET \
+        --config.data.options.path=/gcs/BUCKET/imagenet --config.weights=/gcs/BUCKET/deit-small-patch16-224
+
+After "Which Tokens to Use? Investigating Token Reduction in Vision Transformers" (arXiv:2308.04657), which compares
+models fine-tuned with each method; here nothing is fine-tuned. The small setting reads 400 held-out digit scenes with
+the shipped ViT, and 280 digit-scene questions with the shipped vision-language model. The full one reads 10,000 images
+of ImageNet's validation split with DeiT-S, and 1,000 questions of POPE with the LLaVA-1.5 checkpoint of `LLAVA`, whose
+answers are not judged. A unit is one method at all ratios, `jtok patterns`.
+"""
+
+import sys
+
+from jtok import launch
+
+CONFIG = "configs/vit/imagenet.py:deit_s16"
+COMMAND = ("jtok", "patterns")
+SMALL = {"CONFIG": "configs/vit/sweep.py:demo"}
+LLAVA = {
+    "--model": "data/llava-1.5-7b-hf",
+    "--questions": "pope,data/pope/coco_pope_random.json,data/coco/val2014",
+    "--images": 1000,
+}
+METHODS = ("topk", "evit", "ats", "random", "tome", "dpc-knn", "kmedoids", "token-pooling")
+VLM_METHODS = ("visionzip", "divprune", "fastv", "sparsevlm", "random")
+KEEPS, SMALL_KEEPS, VLM_KEEPS = "0.729,0.343,0.125", "0.7,0.5,0.3", "0.5,0.25"  # full: 0.9, 0.7, 0.5 a stage
+MIDDLE = {False: {"ViT": 0.343, "VLM": 0.25}, True: {"ViT": 0.5, "VLM": 0.25}}  # the ratios of tables and maps
+
+
+def sweep(small=False):
+    """Every method on the ViT and on the vision-language model, at all ratios, and both unreduced."""
+    images = 400 if small else 10_000
+    yield "vit_none", {"--method": "none", "--keeps": "1", "--images": images}
+    for method in METHODS:
+        yield f"vit_{method}", {"--method": method, "--keeps": SMALL_KEEPS if small else KEEPS, "--images": images}
+    asked = {"--model": "shipped", "--images": 280} if small else LLAVA
+    yield "vlm_none", {"--method": "none", "--keeps": "1", **asked}
+    for method in VLM_METHODS:
+        yield f"vlm_{method}", {"--method": method, "--keeps": VLM_KEEPS, **asked}
+
+
+def report(workdirs):
+    """How alike kept sets, merge maps and features are, whether that goes with accuracy, and a picture of it."""
+    from jtok.evaluation import pattern_study as study
+    from jtok.evaluation.record_patterns import read_patterns
+    from jtok.viz.patterns import draw_patterns
+
+    groups = {"ViT": [], "VLM": []}
+    for name, workdir in workdirs.items():
+        groups[name[:3].replace("vit", "ViT").replace("vlm", "VLM")] += read_patterns(workdir / "patterns.npz")
+    small = any(p.keep == MIDDLE[True]["ViT"] for p in groups["ViT"])
+    tables = {}
+    for model, patterns in groups.items():
+        keep = MIDDLE[small][model]
+        sets, merges = (study.at(patterns, keep, merged) for merged in (False, True))
+        tables[f"{model}: accuracy (%) by share of patches left"] = study.accuracy_rows(patterns)
+        tables[f"{model}: kept sets at keep {keep:g}, intersection over union"] = study.matrix_rows(sets, study.iou)
+        tables[f"{model}: merge maps at keep {keep:g}, v-measure"] = study.matrix_rows(merges, study.v_measure)
+        tables[f"{model}: lower ratios inside higher ones, intersection over area"] = study.ratio_rows(patterns)
+        tables[f"{model}: kept sets against fixed radial ones at keep {keep:g}"] = study.radial_rows(patterns, keep)
+        tables[f"{model}: mean depth maps at keep {keep:g}"] = study.depth_rows(patterns, keep)
+        tables[f"{model}: do pairs that are alike perform alike?"] = study.proxy_rows(patterns)
+    tables["claimed by the paper"] = claims(study, groups, MIDDLE[small])
+    maps, alike = study.pictures(groups["ViT"], MIDDLE[small]["ViT"])
+    figure = draw_patterns(maps, alike, title=__doc__.splitlines()[0]) if maps else None
+    return launch.Report({title: rows for title, rows in tables.items() if rows}, figure)
+
+
+def claims(study, groups, middle):
+    """What the paper's abstract says (it gives no numbers), beside what was measured on the ViT; empty where not."""
+    patterns, keep = groups["ViT"], middle["ViT"]
+    found = study.at(patterns, keep)
+    ranked = [p.method for p in sorted(found, key=lambda p: -(p.accuracy or 0))]
+    radial = {r["method"]: max(v for k, v in r.items() if k != "method") for r in study.radial_rows(patterns, keep)}
+    best = max((m for m in radial if m != "random"), key=radial.get, default=None)
+    pooled = {r["measure"]: r["Spearman"] for r in study.proxy_rows(patterns) if r["keep"] == "all"}
+    rows = [
+        ("Top-K is a surprisingly strong baseline", f"rank of topk by accuracy, of {len(found)} methods"),
+        ("patterns differ from fixed radial ones", "highest mean IoU of a method's kept sets with a radial set"),
+        ("similar patterns go with similar performance", "Spearman of gap and IoU over pairs (negative: they do)"),
+        ("patterns differ with the capacity of the backbone", "needs a second backbone"),
+        ("patterns correlate across data sets", "needs a second data set"),
+    ]
+    values = [
+        ranked.index("topk") + 1 if "topk" in ranked else None,
+        radial.get(best),
+        pooled.get("kept sets, IoU"),
+        None,
+        None,
+    ]
+    return [{"claim": c, "measured as": how, "measured": v} for (c, how), v in zip(rows, values, strict=True)]
+
+
+if __name__ == "__main__":
+    sys.exit(launch.main(globals()))

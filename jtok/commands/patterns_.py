@@ -1,0 +1,94 @@
+"""`jtok patterns`: which patches a method drops, keeps or merges, image by image, for comparing methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags as absl_flags
+
+from jtok.commands.options import make_task
+from jtok.errors import UserError
+from jtok.flags import Command
+
+
+def _flags(values: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string("method", "none", "name of a method (`jtok list` shows them)", flag_values=values)
+    absl_flags.DEFINE_list("keeps", ["0.5"], "shares of the patches left after the last site", flag_values=values)
+    text = "a vision-language model: its directory, or 'shipped'; it answers digit-scene questions"
+    absl_flags.DEFINE_string("model", "", text, flag_values=values)
+    text = "ask these instead, with --model: 'pope', 'gqa', 'textvqa' or 'vqav2', its file and its folder of images"
+    absl_flags.DEFINE_list("questions", [], text, flag_values=values)
+    absl_flags.DEFINE_integer("images", 400, "held-out images (or questions)", flag_values=values, lower_bound=1)
+    absl_flags.DEFINE_string("workdir", None, "directory for patterns.npz", flag_values=values, required=True)
+
+
+def _run(args, config) -> int:
+    from jtok.evaluation import record_patterns as record
+    from jtok.evaluation.sweep import facts_of
+    from jtok.training.record import make_workdir
+
+    keeps = [_number(text) for text in args.keeps]
+    facts_of(args.method)  # an unknown one is found before any model is loaded
+    workdir = make_workdir(args.workdir)
+    if args.model or (config is not None and config.get("task") == "answer_questions"):
+        patterns = _of_questions(args, args.model or config.sweep.model, keeps)
+    else:
+        from jtok.evaluation.sweep import held_out
+
+        task, params = make_task(config)
+        images = held_out(task, task.config.data.eval_split, args.images)
+        patterns = [record.tower_pattern(task, params, args.method, keep, images) for keep in keeps]
+    record.save_patterns(workdir / "patterns.npz", patterns)
+    for p in patterns:
+        right = "not asked" if p.accuracy is None else f"{p.accuracy:.2%}"
+        print(f"{p.method} {p.keep:g}: accuracy {right}, {len(p.feature)} images, {len(p.sites)} sites")
+    print(f"wrote {workdir / 'patterns.npz'}")
+    return 0
+
+
+def _of_questions(args, name: str, keeps: list[float]) -> list:
+    from jtok.commands.options import load_model
+    from jtok.evaluation.questions import held_out_questions
+    from jtok.evaluation.record_patterns import question_pattern
+
+    model = load_model(name)
+    if args.questions:
+        batches = _asked(model, args.questions, args.images)
+        count = sum(len(b["key"]) for b in batches)
+    else:
+        held_out = held_out_questions(model, args.images, size=model.config.tower.image)
+        batches, count = held_out.batches, len(held_out.kinds)
+    return [question_pattern(model, args.method, keep, batches, count) for keep in keeps]
+
+
+def _asked(model, words: list[str], count: int, batch: int = 8) -> list:
+    """Prompts of a benchmark's questions in whole batches, without answers."""
+    from jtok.data import vqa
+    from jtok.evaluation.questions import prompt_keys
+
+    if len(words) != 3 or words[0] not in ("pope", "gqa", "textvqa", "vqav2"):
+        raise UserError("--questions takes three words: pope, gqa, textvqa or vqav2, its file, its folder of images.")
+    data = getattr(vqa, words[0])(Path(words[1]), Path(words[2]))
+    count = min(count, len(data))
+    if count < batch:
+        raise UserError(f"'{words[1]}' has {count} questions, and a batch takes {batch}: give more, or ask for more.")
+    batches = []
+    for start in range(0, count - batch + 1, batch):
+        rows = np.arange(start, start + batch)
+        prompts = [model.described().prompt(data[i]["question"], [data[i]["image"]]) for i in rows]
+        inputs = model.config.arrange(model.described().batch(prompts), 32)
+        batches.append({"inputs": inputs, "key": prompt_keys(rows)})
+    return batches
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--keeps={text} is no number: give shares such as 0.7,0.5.") from None
+
+
+COMMAND = Command(
+    "patterns", "Record which patches a method drops, keeps or merges, image by image.", _flags, _run, config="optional"
+)
