@@ -7,6 +7,7 @@ are of 8-bit pictures. A codec's point is the mean over the photographs.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,45 @@ def means(records: Sequence[Mapping[str, Any]]) -> list[Record]:
         | {name: float(np.mean([r[name] for r in members])) for name in MEANT if name in members[0]}
         for (codec, setting), members in groups.items()
     ]
+
+
+def read_units(workdirs: Mapping[str, Path]) -> tuple[list[Record], list[Record]]:
+    """(means, counts) of finished sweeps, by what each is called.
+
+    With several, "jtok" in the names of codecs becomes the sweep's name, and the other codecs are those of the first.
+    Raises UserError for a directory that holds no sweep.
+    """
+    points: list[Record] = []
+    counts: list[Record] = []
+    for name, workdir in workdirs.items():
+        try:
+            records, found = (json.loads((workdir / f"{part}.json").read_text()) for part in ("records", "counts"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"'{workdir}' holds no sweep of a tokenizer ({error}).") from None
+        for point in means(records):
+            ours = point["codec"].startswith("jtok")
+            if ours or name == next(iter(workdirs)):
+                codec = point["codec"].replace("jtok", name) if len(workdirs) > 1 else point["codec"]
+                points.append({**point, "codec": codec})
+        counts += [{"tokenizer": name, **row} for row in found]
+    return points, counts
+
+
+def bits_at(points: Sequence[Mapping[str, Any]], qualities: Sequence[float]) -> list[Record]:
+    """Bits per pixel that each codec needs for a mean PSNR: log-linear between its two measured points around it.
+
+    None where no measured point is as good, or none is as bad: nothing is extrapolated.
+    """
+    rows = []
+    for codec in dict.fromkeys(p["codec"] for p in points):
+        curve = sorted((p["psnr"], np.log(p["bits_per_pixel"])) for p in points if p["codec"] == codec)
+        quality, bits = np.array(curve).T
+        row: Record = {"codec": codec}
+        for wanted in qualities:
+            inside = len(curve) > 1 and quality[0] <= wanted <= quality[-1]
+            row[f"{wanted:g} dB"] = float(np.exp(np.interp(wanted, quality, bits))) if inside else None
+        rows.append(row)
+    return rows
 
 
 def count_facts(codec: Codec, split: str, crops: int, qualities: Sequence[float]) -> Iterator[Record]:
