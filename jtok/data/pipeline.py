@@ -11,6 +11,7 @@ from typing import Any
 
 import grain.python as grain
 import jax
+import numpy as np
 from absl import flags
 
 from jtok.data.arrayrecord import ArrayRecordSource
@@ -23,6 +24,7 @@ from jtok.data.scenes import digit_scenes
 from jtok.data.transforms import Evaluation, Training
 from jtok.data.webdataset import WebDatasetSource
 from jtok.errors import UserError
+from jtok.sharding import AXES, local_parts, row_parts
 
 EMBEDDED: dict[str, Callable[..., grain.MapDataset]] = {
     "digit_scenes": digit_scenes,
@@ -100,21 +102,25 @@ def batches(
     workers: int = 0,
     prefetch: int = 2,
 ) -> grain.IterDataset:
-    """Batches of a data set, stacked: every leaf gets a leading axis [batch / process_count].
+    """Batches of a data set, stacked: every leaf gets a leading axis of this process's share of `batch` rows.
 
     The global batches depend on `seed` alone: process p of P holds the p-th of P equal parts of the rows of every
-    one. Epochs (endless when None) follow each other without a gap, each in an order of its own; a batch may span
-    two, and only the very last may be short, which `drop_remainder` leaves out.
+    one, or under the mesh of `jax.set_mesh` those parts that its devices hold (`jtok.sharding`). Epochs (endless when
+    None) follow each other without a gap, each in an order of its own; a batch may span two, and only the very last may
+    be short, which `drop_remainder` leaves out. Where a short one is shared by several processes it is filled up:
+    examples get a key "valid", false in those that fill, and a `batch` that cannot be shared evenly is made larger.
     The iterator's `get_state()` is a small JSON-able state, from which `set_state(state)` goes on exactly; hand the
     iterator to Orbax as `grain.python.PyGrainCheckpointSave(iterator)`. `workers` processes, or without any one
-    thread, keep `prefetch` batches ready; neither changes what comes. A state is good for the same arguments only.
+    thread, keep `prefetch` batches ready; neither changes what comes. A state is good for the same arguments only,
+    in any number of processes.
     Process numbers are those of jax when not given.
-    Raises UserError for a batch that is not a positive multiple of the process count, or larger than the data;
-    a short last batch across several processes; or a number out of range.
+    Raises UserError for a batch that is not a positive multiple of the parts it is cut in, or larger than the data; or
+    a number out of range.
     """
-    process_index = jax.process_index() if process_index is None else process_index
-    process_count = jax.process_count() if process_count is None else process_count
-    _check_batch(len(dataset), batch, epochs, process_index, process_count, drop_remainder)
+    mine, parts = _share(process_index, process_count)
+    if not drop_remainder and len(mine) < parts:
+        batch += -batch % parts
+    _check_batch(len(dataset), batch, epochs, parts, drop_remainder)
     _check_seed(seed)
     if workers < 0 or prefetch < 0:
         raise UserError(f"workers and prefetch must not be negative, and are {workers} and {prefetch}.")
@@ -122,8 +128,9 @@ def batches(
     dataset = dataset.repeat(epochs)
     if drop_remainder:
         dataset = dataset[: len(dataset) // batch * batch]
-    # Cutting the stream into parts of a batch and taking every P-th gives process p its rows of every global batch.
-    dataset = dataset.batch(batch // process_count)[process_index::process_count]
+    elif len(mine) < parts:
+        dataset = _filled(dataset, -len(dataset) % batch)
+    dataset = _rows_of(dataset, batch, mine, parts)
     threads = min(1, prefetch) if workers == 0 else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
     iterable = dataset.to_iter_dataset(options)
@@ -134,19 +141,48 @@ def batches(
     return iterable
 
 
-def _check_batch(
-    length: int, batch: int, epochs: int | None, process_index: int, process_count: int, drop_remainder: bool
-) -> None:
+def _share(process_index: int | None, process_count: int | None) -> tuple[tuple[int, ...], int]:
+    """(which parts of every batch this process reads, in how many the batch is cut)."""
+    mesh = jax.sharding.get_mesh()
+    if process_index is None and process_count is None and set(AXES) <= set(mesh.axis_names):
+        mine, parts = local_parts(mesh), row_parts(mesh)
+        return (mine, parts) if len(mine) < parts else ((0,), 1)
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = jax.process_count() if process_count is None else process_count
     if not 0 <= process_index < process_count:
         raise UserError(f"The process index {process_index} is not one of {process_count} processes.")
-    if batch < 1 or batch % process_count:
-        raise UserError(f"The batch is {batch}; it must be a positive multiple of the process count {process_count}.")
+    return (process_index,), process_count
+
+
+def _rows_of(dataset: grain.MapDataset, batch: int, mine: tuple[int, ...], parts: int) -> grain.MapDataset:
+    """The rows of every global batch that lie in the parts `mine` of it, batched."""
+    if len(mine) == parts:
+        return dataset.batch(batch)
+    # Cutting the stream into parts of a batch and taking every P-th gives the rows of one part of every global batch.
+    first, length = mine[0], len(mine)
+    if mine == tuple(range(first, first + length)) and parts % length == 0 and first % length == 0:
+        return dataset.batch(batch * length // parts)[first // length :: parts // length]
+    each = dataset.batch(batch // parts)
+    chosen = grain.experimental.ZipMapDataset([each[part::parts] for part in mine])
+    return chosen.map(lambda rows: jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows))
+
+
+def _filled(dataset: grain.MapDataset, count: int) -> grain.MapDataset:
+    """The data set with a mark of its own examples, and its last one `count` times more without."""
+    last = len(dataset) - 1
+    more = grain.MapDataset.range(len(dataset) + count)
+    return more.map(lambda i: {**dataset[min(i, last)], "valid": i <= last})
+
+
+def _check_batch(length: int, batch: int, epochs: int | None, parts: int, drop_remainder: bool) -> None:
+    if batch < 1 or batch % parts:
+        raise UserError(
+            f"The batch is {batch}; it must be a positive multiple of the {parts} parts that the devices hold."
+        )
     if epochs is not None and epochs < 1:
         raise UserError(f"The number of epochs is {epochs}; it must be at least 1, or None for no end.")
     if drop_remainder and epochs is not None and length * epochs < batch:
         raise UserError(f"The data hold {length * epochs} examples, fewer than one batch of {batch}.")
-    if not drop_remainder and process_count > 1:
-        raise UserError("A short last batch cannot be shared between several processes; use drop_remainder=True.")
 
 
 def _check_seed(seed: int) -> None:

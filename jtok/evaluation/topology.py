@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh
 
 from jtok.errors import UserError
 from jtok.kernels.platform import CHIPS, Chip
+from jtok.sharding import make_mesh
 
 #: Bytes a second that all links of one chip carry together: 1600 and 3200 Gbps in the data sheets of v5e and v6e,
 #: 4800 Gbps in that of v5p (cloud.google.com/tpu/docs), six links of 50 GB/s for v4 (arXiv:2304.01433).
@@ -27,7 +27,7 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips of one kind, joined: `mesh` has them along the axis `data`."""
+    """Chips of one kind, joined; `mesh` is that of `jtok.sharding`."""
 
     name: str
     chip: Chip
@@ -42,13 +42,15 @@ class Slice:
         """The mesh for tracing, which knows what chip the program is for."""
         device = self.mesh.devices.flat[0]
         abstract = AbstractDevice(device_kind=device.device_kind, num_cores=device.num_cores, platform="tpu")
-        return AbstractMesh((self.chips,), ("data",), axis_types=(AxisType.Auto,), abstract_device=abstract)
+        sizes, kinds = self.mesh.axis_sizes, self.mesh.axis_types
+        return AbstractMesh(sizes, self.mesh.axis_names, axis_types=kinds, abstract_device=abstract)
 
 
-def describe(topology: str) -> Slice:
-    """The slice that `topology` names, such as `v5e:16x16` or `v5p:4x4x4`.
+def describe(topology: str, *, fsdp: int = 1, tensor: int = 1) -> Slice:
+    """The slice that `topology` names, such as `v5e:16x16` or `v5p:4x4x4`, with its chips in a mesh.
 
-    Raises UserError for a name that is no topology or is not offered, and where libtpu is not installed.
+    Raises UserError for a name that is no topology or is not offered, for a mesh that does not divide its chips, and
+    where libtpu is not installed.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
     chip, shape = match.groups() if match else (None, None)
@@ -65,8 +67,7 @@ def describe(topology: str) -> Slice:
         raise UserError("compiling for a TPU needs the libtpu wheel: pip install 'jtok[tpu]'.") from None
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError, NotImplementedError) as error:
         raise UserError(f"libtpu gives no topology '{topology}' ({str(error).splitlines()[0]}).") from None
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-    return Slice(topology, CHIPS[chip], LINKS[chip], mesh)
+    return Slice(topology, CHIPS[chip], LINKS[chip], make_mesh(fsdp, tensor, devices))
 
 
 def _devices(topology: str, more: dict[str, Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """The training step of a config, compiled for TPUs that are not here: memory, traffic, and an estimate of its time.
 
-The program is the loop's own (`jtok.training.step.make_step`), its parameters placed by `jtok.training.sharding` and
-its batch split over the chips; `libtpu` compiles it. Nothing runs, and no array is allocated.
+The program is the loop's own (`jtok.training.step.make_step`), its state and batch placed by `jtok.sharding` on the
+mesh of `config.mesh`; `libtpu` compiles it. Nothing runs, and no array is allocated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import ml_collections
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
+from jaxtyping import PyTree
 
 from jtok.errors import UserError
 from jtok.evaluation.collectives import Traffic, traffic
@@ -24,10 +25,11 @@ from jtok.evaluation.flops import FlopCount, count_jaxpr
 from jtok.evaluation.memory import Memory
 from jtok.evaluation.scopes import join, scope_of
 from jtok.evaluation.topology import Slice, describe
+from jtok.sharding import check_batch, row_parts, rows, shardings, whole
 from jtok.training import optimizer as opt
 from jtok.training.config import validate
 from jtok.training.image_task import UNTRAINED
-from jtok.training.sharding import shardings
+from jtok.training.sharding import mesh_sizes
 from jtok.training.state import TrainState, create, named_leaves, trainable_names
 from jtok.training.step import make_step
 from jtok.training.tasks import make_task
@@ -78,25 +80,25 @@ def compile_training(config: ml_collections.ConfigDict, topology: str) -> Compil
     """Compiles the training step of a config for `topology`, such as `v5e:16x16`.
 
     Raises UserError for a config that cannot run, a task without `example_batch`, a topology that does not exist, a
-    batch that does not divide, and a program that does not fit a chip's memory.
+    mesh or batch that does not divide, and a program that does not fit a chip's memory.
     """
     validate(config)
-    part = describe(topology)
-    rows, accumulate = config.train.batch, config.train.accumulate
-    if rows % (part.chips * accumulate):
-        parts = f"{part.chips} chips" + (f" times {accumulate} micro-batches" if accumulate > 1 else "")
-        raise UserError(f"a batch of {rows} (config.train.batch) must be a multiple of the {parts} of {topology}.")
+    part = describe(topology, **mesh_sizes(config))
+    size, accumulate = config.train.batch, config.train.accumulate
+    check_batch(size, accumulate, part.mesh)
     task, names, optimizer, state = _abstract_state(config)
-    batch = task.example_batch(rows)
+    places = shardings(state, part.mesh)
     arguments = (
-        jax.tree.map(_placed, state, shardings(state, part.mesh)),
-        jax.tree.map(lambda a: _placed(a, NamedSharding(part.mesh, PartitionSpec("data"))), batch),
+        jax.tree.map(_placed, state, places),
+        jax.tree.map(lambda a: _placed(a, rows(part.mesh)), task.example_batch(size)),
     )
+    step, results = make_step(task, config.train, names, optimizer), (places, whole(part.mesh))
     began = time.perf_counter()
     with jax.sharding.use_abstract_mesh(part.abstract()):
-        traced = jax.jit(make_step(task, config.train, names, optimizer), donate_argnums=0).trace(*arguments)
+        traced = jax.jit(step, donate_argnums=0, out_shardings=results).trace(*arguments)
         lowered = traced.lower(lowering_platforms=("tpu",))
-    largest = {**_largest_state(state), "activations": _activations(traced.jaxpr, rows // accumulate, part.chips)}
+    activations = _activations(traced.jaxpr, size // accumulate, row_parts(part.mesh))
+    largest = {**_largest_state(state, places), "activations": activations}
     between = time.perf_counter()
     compiled = _compile(lowered, part, largest)
     ended = time.perf_counter()
@@ -105,7 +107,7 @@ def compile_training(config: ml_collections.ConfigDict, topology: str) -> Compil
         plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes, plan.alias_size_in_bytes
     )
     counted, sent = count_jaxpr(traced.jaxpr, "tpu"), traffic(compiled.as_text())
-    return Compiled(part, rows, memory, counted, sent, largest, between - began, ended - between)
+    return Compiled(part, size, memory, counted, sent, largest, between - began, ended - between)
 
 
 def _abstract_state(config: ml_collections.ConfigDict) -> tuple[Any, tuple[str, ...], Any, TrainState]:
@@ -152,28 +154,34 @@ def _too_large(error: str, part: Slice, largest: dict[str, list[Array]]) -> str:
     said = f"needs {sizes[1]}iB and has {sizes[2]}iB" if sizes else f"does not fit {part.chip.memory / 2**30:.0f} GiB"
     return (
         f"the step does not fit: each chip of {part.name} {said} of memory (largest arrays, on one chip: {arrays}); "
-        "take more chips, a smaller batch, config.train.remat or config.train.accumulate."
+        "take more chips, a smaller batch, config.mesh.fsdp, config.train.remat or config.train.accumulate."
     )
 
 
-def _largest_state(state: TrainState) -> dict[str, list[Array]]:
-    # every chip holds all of them: that is the one rule of `shardings`
-    parts = {"parameters": state.params, "optimizer": state.opt_state}
-    return {
-        kind: _top(Array(name, a.shape, str(a.dtype), _bytes(a)) for name, a in named_leaves(tree).items())
-        for kind, tree in parts.items()
-    }
+def _largest_state(state: TrainState, places: PyTree[NamedSharding]) -> dict[str, list[Array]]:
+    parts = {"parameters": (state.params, places.params), "optimizer": (state.opt_state, places.opt_state)}
+    found = {}
+    for kind, (tree, where) in parts.items():
+        held = named_leaves(where)
+        leaves = named_leaves(tree).items()
+        found[kind] = _top(Array(n, a.shape, str(a.dtype), _bytes(_held(a, held[n]))) for n, a in leaves)
+    return found
 
 
-def _activations(jaxpr: ClosedJaxpr, rows: int, chips: int) -> list[Array]:
+def _held(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """What one chip holds of an array."""
+    return jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype)
+
+
+def _activations(jaxpr: ClosedJaxpr, size: int, parts: int) -> list[Array]:
     """The largest results of matmuls and scans that have an axis of the (micro-)batch; scans stack what the backward
     pass reads. What the compiler fuses or recomputes is among them, so they are candidates and not allocations."""
     found = {}
     for scope, eqn in _equations(jaxpr.jaxpr, ""):
         for variable in eqn.outvars if eqn.primitive.name in ("scan", "dot_general") else ():
             a = variable.aval
-            if rows in a.shape:
-                found.setdefault((scope, a.shape), Array(scope or "step", a.shape, str(a.dtype), _bytes(a) // chips))
+            if size in a.shape:
+                found.setdefault((scope, a.shape), Array(scope or "step", a.shape, str(a.dtype), _bytes(a) // parts))
     return _top(found.values())
 
 

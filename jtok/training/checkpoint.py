@@ -27,7 +27,10 @@ DIGESTS = "sha256.json"
 
 
 class DataPosition:
-    """Where a data iterator stood, in the form Grain's checkpoint handler stores (one file a process)."""
+    """Where a data iterator stood, in the form Grain's checkpoint handler stores (one file a process).
+
+    Iterators count global batches, so that all processes' files say the same and the first will do for any number.
+    """
 
     def __init__(self, state: Any = None):
         # Encoded at once, because an iterator may go on changing the object it handed out; in an object, because half
@@ -41,11 +44,11 @@ class DataPosition:
     def get_state(self) -> bytes:
         return self._text.encode()
 
-    def set_state(self, text: bytes) -> None:
-        self._text = json.dumps({"state": json.loads(text)["state"]})
-
-    def start_prefetch(self) -> None:
-        """Asked for by the handler after a restore; there is nothing to start here."""
+    @classmethod
+    def read(cls, directory: Path) -> "DataPosition":
+        """What the handler stored in `directory`."""
+        (path,) = directory.glob("process_0-of-*.json")
+        return cls(json.loads(path.read_text())["state"])
 
 
 class Checkpoints:
@@ -134,9 +137,9 @@ class Checkpoints:
         shape and type; all that does not is listed in one error."""
         wanted = _storable(like)
         self._compare(step, wanted, self._metadata(step))
-        data = DataPosition()
-        leaves = self._read(step, wanted, data=grain.checkpoint.CheckpointRestore(data))
-        return _from_storable(like, leaves), data
+        leaves = self._read(step, wanted)
+        with self._explained("cannot read the checkpoint", self.path(step), self._older(step)):
+            return _from_storable(like, leaves), DataPosition.read(self.path(step) / "data")
 
     def restore_params(self, step: int, like: PyTree[Array]) -> PyTree[Array]:
         """The parameters stored at `step`, the averaged ones where the run kept an average. `like`: a tree of arrays
@@ -148,8 +151,8 @@ class Checkpoints:
         found = self._read(step, wanted)
         return with_leaves(like, {name: found[f"{field}.{name}"] for name in named_leaves(like)})
 
-    def _read(self, step: int, wanted: dict[str, Array], **items) -> dict[str, Array]:
-        """The leaves named in `wanted`, placed like those given, and no others; `items` are restored beside them."""
+    def _read(self, step: int, wanted: dict[str, Array]) -> dict[str, Array]:
+        """The leaves named in `wanted`, placed like those given, and no others."""
         template = jax.tree.map(_abstract, wanted)
         leaves = ocp.args.PyTreeRestore(
             template,
@@ -157,7 +160,7 @@ class Checkpoints:
             partial_restore=True,
         )
         with self._explained("cannot read the checkpoint", self.path(step), self._older(step)):
-            return self._manager.restore(step, args=ocp.args.Composite(state=leaves, **items))["state"]
+            return self._manager.restore(step, args=ocp.args.Composite(state=leaves))["state"]
 
     def _metadata(self, step: int) -> dict[str, Any]:
         with self._explained("cannot read the checkpoint", self.path(step), self._older(step)):

@@ -7,7 +7,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from jtok.errors import UserError
-from jtok.training.sharding import data_mesh, put_batch
+from jtok.sharding import local_parts, make_mesh, whole
+from jtok.training.sharding import put_batch
 from jtok.training.task import Batch, Task
 
 
@@ -25,8 +26,8 @@ class Evaluator:
 
     def __init__(self, task: Task, mesh: Mesh | None = None):
         self.task = task
-        self.mesh = mesh or data_mesh()
-        self._sums = jax.jit(self._row_sums)
+        self.mesh = mesh or make_mesh()
+        self._sums = jax.jit(self._row_sums, out_shardings=whole(self.mesh))
 
     def _row_sums(self, params: PyTree[Array], batch: dict[str, Array], valid: Array):
         rows = self.task.evaluate(params, batch)
@@ -35,12 +36,17 @@ class Evaluator:
 
     def __call__(self, params: PyTree[Array]) -> dict[str, float]:
         """Mean over all valid rows of every metric. Raises UserError if there is no such row."""
+        with jax.set_mesh(self.mesh):
+            return self._mean(params)
+
+    def _mean(self, params: PyTree[Array]) -> dict[str, float]:
         totals: dict[str, float] = {}
         count = rows = 0
+        parts = len(local_parts(self.mesh))
         for batch in self.task.eval_data():
             size = len(next(iter(batch.values())))
             # A short last batch takes the shape of those before it: no second compilation.
-            rows = max(rows, -(-size // jax.local_device_count()) * jax.local_device_count())
+            rows = max(rows, -(-size // parts) * parts)
             padded, valid = pad_rows(batch, rows)
             on_device = put_batch(padded | {"_valid": valid}, self.mesh)
             valid = on_device.pop("_valid")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -12,6 +13,7 @@ from jaxtyping import Array
 
 from jtok import compile_cache
 from jtok.errors import UserError
+from jtok.sharding import check_batch, place, shardings, whole
 from jtok.training import optimizer as opt
 from jtok.training import record
 from jtok.training.checkpoint import Checkpoints, DataPosition
@@ -19,7 +21,7 @@ from jtok.training.config import validate
 from jtok.training.evaluation import Evaluator
 from jtok.training.metrics import MetricLog
 from jtok.training.progress import ProgressReport, Speed
-from jtok.training.sharding import data_mesh, put_batch, shardings
+from jtok.training.sharding import mesh_of, put_batch
 from jtok.training.state import TrainState, create, trainable_names
 from jtok.training.step import make_step
 from jtok.training.stop import Stopped, StopRequest
@@ -33,35 +35,32 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, task: Task, *,
     with the same number of cores ends with the same bits as an uninterrupted one. `workdir` receives `config.json`,
     `versions.json`, `metrics.csv`, `tensorboard/` and `checkpoints/<step>/`. Progress goes to stderr.
 
-    Raises UserError for a config that cannot run, a directory that cannot be written, a checkpoint that cannot be
-    read or is of another model, a loss or gradient that is not finite, and data that end early; Stopped after
-    SIGTERM or Ctrl-C, once saved.
+    Several processes (see `jtok.distributed`) all call this with the same arguments and a `workdir` that all of them
+    see; they make the same updates as one process would, up to the order of sums, and may be more or fewer when they
+    go on.
+
+    Raises UserError for a config that cannot run, a mesh or batch that cannot be shared by the devices, a directory
+    that cannot be written, a checkpoint that cannot be read or is of another model, a loss or gradient that is not
+    finite, and data that end early; Stopped after SIGTERM or Ctrl-C, once saved.
     """
     validate(config)
     compile_cache.enable()
+    mesh = mesh_of(config)
+    check_batch(config.train.batch, config.train.accumulate, mesh)
     workdir = record.make_workdir(workdir)
     with ExitStack() as stack:
-        run = _prepare(config, workdir, task, stack, progress)
+        run = _prepare(config, mesh, workdir, task, stack, progress)
         with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):  # ops ask which axes the batch is split over
             return run.run()
 
 
-def _prepare(config, workdir: Path, task: Task, stack: ExitStack, progress: bool) -> "_Run":
+def _prepare(config, mesh: Mesh, workdir: Path, task: Task, stack: ExitStack, progress: bool) -> "_Run":
     """Builds or restores all that the loop needs; what must be closed is entered on `stack`."""
-    train, mesh, plain = config.train, data_mesh(), record.resolved(config)
-    init_key, key = jax.random.split(jax.random.key(config.seed))
-    params = task.init(init_key)
-    names = trainable_names(params, task.trainable(params))
-    if not names:
-        raise UserError("every parameter is frozen: leave at least one to train")
-    optimizer = opt.build(train)
-    state = create(params, names, optimizer, ema=train.ema > 0, key=key)
-    # Through jit, because `device_put` does not move arrays of one process to all of them.
-    state = jax.jit(lambda state: state, out_shardings=shardings(state, mesh))(state)
-    del params
-
+    train, plain = config.train, record.resolved(config)
+    state, names, optimizer = _fresh_state(config, mesh, task)
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", train.keep))
-    data = iter(task.train_data())
+    with jax.set_mesh(mesh):  # which says what rows this process reads
+        data = iter(task.train_data())
     start = checkpoints.latest() or 0
     if start:
         state, position = checkpoints.restore(start, state)
@@ -75,8 +74,36 @@ def _prepare(config, workdir: Path, task: Task, stack: ExitStack, progress: bool
         report.say(f"{'going on from' if start < train.steps else 'finished already at'} step {start} in {workdir}")
     for change in changes:
         report.say(f"the config differs from the one recorded in {workdir}: {change}")
-    step = jax.jit(make_step(task, train, names, optimizer), donate_argnums=0)
+    results = shardings(state, mesh), whole(mesh)
+    step = jax.jit(make_step(task, train, names, optimizer), donate_argnums=0, out_shardings=results)
     return _Run(train, plain, mesh, step, state, start, data, Evaluator(task, mesh), checkpoints, log, report, stop)
+
+
+def _fresh_state(config, mesh: Mesh, task: Task) -> tuple[TrainState, tuple[str, ...], Any]:
+    """(the state before the first update, names of what learns, optimizer). Parameters are made on the host, so that
+    no device ever holds more of the state than its own part."""
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    with jax.default_device(_host()):
+        params = task.init(init_key)
+    names = trainable_names(params, task.trainable(params))
+    if not names:
+        raise UserError("every parameter is frozen: leave at least one to train")
+    optimizer = opt.build(config.train)
+    params = place(params, mesh)
+
+    def new(params, key):
+        return create(params, names, optimizer, ema=config.train.ema > 0, key=key)
+
+    placed = shardings(jax.eval_shape(new, params, key), mesh)
+    return jax.jit(new, out_shardings=placed)(params, key), names, optimizer
+
+
+def _host() -> jax.Device | None:
+    """The processor beside the accelerators; None, the default device, where JAX was told to leave it alone."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 @dataclasses.dataclass

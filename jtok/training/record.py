@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def make_workdir(workdir: str | os.PathLike) -> Path:
     path = Path(workdir).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-test-{os.getpid()}"
+        probe = path / f".write-test-{socket.gethostname()}-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from jtok.sharding import leaf_name
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +30,6 @@ class TrainState:
     def eval_params(self) -> PyTree[Array]:
         """The averaged parameters where averaging is on, else the parameters."""
         return self.params if self.ema is None else self.ema
-
-
-def leaf_name(path: tuple) -> str:
-    """`encoder.blocks.kernel` for a tree path; the `.value` that an nnx variable adds is left out."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def named_leaves(tree: PyTree) -> dict[str, Array]:

@@ -13,7 +13,8 @@ class DataIterator(Protocol):
     """A stream of batches that can be put back where it stood (Grain's dataset iterators are such).
 
     `get_state` returns something `json.dumps` accepts; after `set_state(s)` the next batch is the one that followed
-    when `get_state` returned `s`. In a run of several processes each reads its own rows and keeps its own state.
+    when `get_state` returned `s`. In a run of several processes each reads its own rows; the state counts global
+    batches, so that it is the same in all of them, and good for any number of them.
     """
 
     def __next__(self) -> Batch: ...
@@ -53,7 +54,8 @@ class Task(Protocol):
         ...
 
     def train_data(self) -> Iterable[Batch]:
-        """Endless batches of `config.train.batch / jax.process_count()` rows; its `iter()` is a `DataIterator`."""
+        """Endless batches, of `config.train.batch` rows those that this process reads (see `jtok.data.batches`); its
+        `iter()` is a `DataIterator`. Called, and iterated, under the mesh of the run."""
         ...
 
     def eval_data(self) -> Iterable[Batch]:

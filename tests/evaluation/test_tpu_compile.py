@@ -57,8 +57,8 @@ def test_a_step_on_four_chips(config_file, capsys):
         ("v9:2x2", "", "there is no topology 'v9:2x2'"),
         ("v5e", "", "there is no topology 'v5e'"),
         ("v5e:3x5", "", "v5e comes as 1x1, 2x2"),
-        ("v5e:4x4", "", "a batch of 8 (config.train.batch) must be a multiple of the 16 chips of v5e:4x4"),
-        ("v5e:2x2", "--config.train.accumulate=4", "4 chips times 4 micro-batches"),
+        ("v5e:4x4", "", "a batch of 8 (config.train.batch) must be a multiple of the 16 parts"),
+        ("v5e:2x2", "--config.train.accumulate=4", "4 parts times 4 micro-batches"),
         ("v5e:2x2", "--config.task=other", "config.task is 'other'; jtok trains 'classify'"),
     ],
 )
