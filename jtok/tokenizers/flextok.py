@@ -129,7 +129,8 @@ class FlexTok(Tokenizer):
         return FSQ(self.config.levels, "atanh")
 
     def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        """What the tokenizer codes: the VAE's latents, or pixels in [-1,1]."""
+        """What the tokenizer codes: the VAE's latents, or pixels in [-1,1]. Raises UserError if the VAE is missing."""
+        self._check_vae()
         return 2 * images - 1 if self.vae is None else self.vae.encode(images)
 
     def code(self, latents: Float[Array, "B h w C"]) -> Code:
@@ -160,10 +161,15 @@ class FlexTok(Tokenizer):
 
     def synthesise(self, code: Code, *, key: Array | None = None) -> Float[Array, "B H W 3"]:
         """Images; `key` draws the noise (default: a fixed one)."""
+        self._check_vae()
         c, b = self.config, code.latents.shape[0]
         noise = jax.random.normal(jax.random.key(0) if key is None else key, (b, c.side, c.side, c.channels))
         latents = self.sample(code, noise)
         return (latents + 1) / 2 if self.vae is None else self.vae.decode(latents)
+
+    def _check_vae(self) -> None:
+        if self.vae is None and self.config.channels != 3:
+            raise UserError("this FlexTok was loaded without its VAE: give its file as the base.")
 
     def loss(self, images: Float[Array, "B H W 3"], key: Array) -> dict[str, Array]:
         """Rectified flow under nested dropout: `flow`, and `total`."""

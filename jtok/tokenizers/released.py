@@ -74,6 +74,7 @@ def fill(
     expected = {file for rows in files.values() for file in rows}
     left = tuple(ignore) or ("\0",)
     present = {file for file in weights.shapes if file.startswith(under) and not file.startswith(left)}
+    present |= expected & weights.shapes.keys()
     check_names(weights, missing=expected - present, unknown=present - expected)
     leaves = []
     for path, leaf in wanted.items():
