@@ -111,11 +111,14 @@ def by_rows(function: Callable[..., Any], *args: Any) -> Any:
     """
     mesh = jax.sharding.get_abstract_mesh()
     known = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    axes = {name: n for name, n, kind in known if name in BATCH_AXES and n > 1 and kind == AxisType.Auto}
+    free = {name: n for name, n, kind in known if kind == AxisType.Auto}
+    axes = {name: n for name, n in free.items() if name in BATCH_AXES and n > 1}
     if not axes or args[0].shape[0] % math.prod(axes.values()):
         return function(*args)
     rows = PartitionSpec(tuple(axes))
-    return jax.shard_map(function, in_specs=rows, out_specs=rows, axis_names=set(axes), check_vma=False)(*args)
+    # Mosaic refuses a kernel while any axis is left to the compiler, be it of one device.
+    mine = set(axes) | {name for name, n in free.items() if n == 1}
+    return jax.shard_map(function, in_specs=rows, out_specs=rows, axis_names=mine, check_vma=False)(*args)
 
 
 def block_sizes(table: Mapping[str, Any], default: str) -> Any:

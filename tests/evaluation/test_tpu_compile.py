@@ -4,10 +4,12 @@ import json
 import textwrap
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from jtok import cli
 from jtok.evaluation import tpu_compile
 from jtok.evaluation.collectives import traffic
+from jtok.sharding import AXES, shardings
 from jtok.training.classify import default_config
 
 CONFIG = """
@@ -71,11 +73,13 @@ def test_one_sentence_and_exit_2(config_file, capsys, topology, change, said):
 
 def test_too_large_says_what_is_needed_and_the_largest_arrays():
     state = tpu_compile._abstract_state(default_config())[-1]
-    largest = {**tpu_compile._largest_state(state), "activations": []}
+    mesh = AbstractMesh((1, 2, 1), AXES)
+    largest = {**tpu_compile._largest_state(state, shardings(state, mesh)), "activations": []}
     part = type("Part", (), {"name": "v5e:2x2", "chip": tpu_compile.Slice})
     error = "the total memory required for HLO temporaries (628.49G) exceeds available HBM (15.75G). HLO module: jit"
     said = tpu_compile._too_large(error, part, largest)
     assert "needs 628.49GiB and has 15.75GiB" in said and "model.blocks.mlp.up.kernel float32[8, 96, 192]" in said
+    assert largest["parameters"][0].bytes == 8 * 96 * 3 * 96 * 4 // 2  # what one chip holds
 
 
 def test_loops_count_as_often_as_they_run():
