@@ -1,6 +1,8 @@
-"""`jtok export`: a tower for other libraries (safetensors), or with its plan as a program (stablehlo)."""
+"""`jtok export`: weights for other libraries (safetensors), or programs with their plan inside (stablehlo)."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from absl import flags as absl_flags
 
@@ -13,31 +15,112 @@ def _flags(values: absl_flags.FlagValues) -> None:
     method_flags(values, keep=1.0)
     formats = ["safetensors", "stablehlo"]
     absl_flags.DEFINE_enum("format", "safetensors", formats, "what is written", flag_values=values)
-    text = "file of jtok, Hugging Face directory, directory of a run, or 'shipped'"
-    absl_flags.DEFINE_string("weights", None, text, flag_values=values, required=True)
+    text = "a tower: file of jtok, Hugging Face directory, directory of a run, or 'shipped'"
+    absl_flags.DEFINE_string("weights", "", text, flag_values=values)
+    text = "instead of a tower a vision-language model: its directory, or 'shipped'"
+    absl_flags.DEFINE_string("model", "", text, flag_values=values)
+    text = "instead of a tower a tokenizer: its file or directory, or 'shipped'"
+    absl_flags.DEFINE_string("tokenizer", "", text, flag_values=values)
     absl_flags.DEFINE_string("reducer", "", "safetensors file of a trained reducer", flag_values=values)
     absl_flags.DEFINE_string("out", None, "directory to write", flag_values=values, required=True)
     names = ["transformers", "timm"]
-    absl_flags.DEFINE_enum("names", "transformers", names, "names of tensors (safetensors)", flag_values=values)
+    absl_flags.DEFINE_enum("names", "transformers", names, "names of a tower's tensors", flag_values=values)
     storage = ["float32", "bfloat16"]
     absl_flags.DEFINE_enum("storage", "float32", storage, "type of tensors (safetensors)", flag_values=values)
     text = "one program for each accelerator, with kernels and a fixed batch (stablehlo)"
     absl_flags.DEFINE_bool("kernels", False, text, flag_values=values)
-    absl_flags.DEFINE_integer("batch", 1, "images at once, with --kernels", flag_values=values, lower_bound=1)
+    text = "rows at once (stablehlo); 0: any number, or 1 with --kernels"
+    absl_flags.DEFINE_integer("batch", 0, text, flag_values=values, lower_bound=0)
+    text = "tokens of text that a prompt has room for (stablehlo of --model)"
+    absl_flags.DEFINE_integer("text", 32, text, flag_values=values, lower_bound=1)
 
 
 def _run(args, config) -> int:
-    from jtok.export import source, write
-
-    if args.format == "safetensors" and (args.method != "none" or args.kernels):
-        raise UserError("weights carry no plan and no kernels: leave those flags away, or use --format=stablehlo.")
-    given = source.read(args.weights, args.method, args.keep, parse_options(args.option), args.reducer)
-    if args.format == "safetensors":
-        out = write.safetensors(given, args.out, args.names, args.storage)
-    else:
-        out = write.stablehlo(given, args.out, kernels=args.kernels, batch=args.batch)
+    given = [name for name in ("weights", "model", "tokenizer") if getattr(args, name)]
+    if len(given) != 1:
+        raise UserError("give one of --weights=FILE (a tower), --model=DIR and --tokenizer=FILE.")
+    if args.method != "none" and (args.format == "safetensors" or args.tokenizer):
+        raise UserError("weights and tokenizers carry no plan: leave --method out, or use --format=stablehlo.")
+    if args.format == "safetensors" and (args.kernels or args.batch):
+        raise UserError("weights carry no kernels and no batch: leave those flags out, or use --format=stablehlo.")
+    out = {"weights": _tower, "model": _question_model, "tokenizer": _tokenizer}[given[0]](args)
     print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return 0
 
 
-COMMAND = Command("export", "Write a tower for other libraries, or with its plan as a program.", _flags, _run)
+def _tower(args) -> Path:
+    from jtok.export import card, hugging_face, program, source, write
+
+    tower = source.read(args.weights, args.method, args.keep, parse_options(args.option), args.reducer)
+    if args.format == "stablehlo":
+        programs = [program.tower_program(tower)]
+        return write.stablehlo(
+            args.out, programs, lambda: card.tower_facts(tower), kernels=args.kernels, batch=args.batch
+        )
+
+    def save(directory: Path) -> dict[str, str]:
+        stated = hugging_face.save_tower(directory, tower.config, tower.params, args.names, args.storage)
+        kind = stated.get("architectures", [stated.get("architecture")])[0]
+        return {"names": args.names, "class": kind, "storage": args.storage}
+
+    return write.safetensors(args.out, save, lambda: card.tower_facts(tower))
+
+
+def _question_model(args) -> Path:
+    import dataclasses
+    import importlib.resources
+
+    from jtok.export import question_program as question
+    from jtok.export import write
+    from jtok.models import answer
+    from jtok.models.shipped import ASSET
+
+    source = Path(str(importlib.resources.files("jtok") / ASSET)) if args.model == "shipped" else Path(args.model)
+    model, options = answer.load(source), parse_options(args.option)
+    how = {"method": args.method, "keep": args.keep, "options": options}
+    if args.method != "none":
+        model = answer.reduce(model, args.method, keep=args.keep, weights=args.reducer or None, **options)
+        model = dataclasses.replace(model, recipe=None)
+
+    def facts() -> dict:
+        return question.question_facts(model, args.model, source, how, args.text)
+
+    if args.format == "stablehlo":
+        programs = [question.question_program(model, args.text)]
+        return write.stablehlo(args.out, programs, facts, kernels=args.kernels, batch=args.batch)
+
+    def save(directory: Path) -> dict[str, str]:
+        kind = question.save_question_model(directory, model, source, args.storage)
+        return {"names": "transformers", "class": kind, "storage": args.storage}
+
+    return write.safetensors(args.out, save, facts)
+
+
+def _tokenizer(args) -> Path:
+    import importlib.resources
+
+    from jtok.export import write
+    from jtok.export.tokenizer_files import save_released
+    from jtok.export.tokenizer_programs import tokenizer_facts, tokenizer_programs
+    from jtok.tokenizers.shipped import ASSET, open_tokenizer
+
+    tokenizer = open_tokenizer(args.tokenizer)
+    path = Path(str(importlib.resources.files("jtok") / ASSET)) if args.tokenizer == "shipped" else Path(args.tokenizer)
+
+    def facts() -> dict:
+        return tokenizer_facts(tokenizer, args.tokenizer, path)
+
+    if args.format == "stablehlo":
+        programs = tokenizer_programs(tokenizer)
+        return write.stablehlo(args.out, programs, facts, kernels=args.kernels, batch=args.batch)
+
+    def save(directory: Path) -> dict[str, str]:
+        save_released(directory, tokenizer, args.storage)
+        return {"names": "its authors'", "class": type(tokenizer).__name__, "storage": args.storage}
+
+    return write.safetensors(args.out, save, facts)
+
+
+COMMAND = Command(
+    "export", "Write a model for other libraries, or with its plan as a program that needs only JAX.", _flags, _run
+)

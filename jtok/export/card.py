@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,36 @@ from jtok.plan import Plan
 from jtok.training.record import git_commit, versions
 
 
-def describe(source: Source, form: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Everything a card says. form: facts of the format; directory: where the files are, whose digests are noted."""
-    c, target = source.config, source.config.target()
+def describe(facts: dict[str, Any], form: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Everything a card says. facts: of the model; form: of the format; directory: where the files are."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in sorted(directory.iterdir())
     }
-    counts = source.plan.counts(target.patches)
+    return {**facts, "format": form, "files": files, "versions": versions(), "commit": git_commit()}
+
+
+def tower_facts(source: Source) -> dict[str, Any]:
+    """What the card of a tower says: `about` (what people read first), model, parameters, plan, cost, data, weights."""
+    c, target = source.config, source.config.target()
     return {
+        "about": {
+            "tower": f"{c.depth} blocks, width {c.width}, {c.heads} heads, patch {c.patch}, {c.image} pixels, "
+            f"{c.classes} classes"
+        },
         "model": dataclasses.asdict(c),
         "parameters": parameters(source.params).count,
-        "plan": {
-            **source.method,
-            "parameters": parameters(source.plan.params()).count,
-            "patches": target.patches,
-            "counts": [{"site": s, "in": before, "out": after} for s, before, after in counts],
-        },
+        "plan": plan_facts(source.plan, source.method, target.patches),
         "cost_of_an_image": _cost(source),
         "data": source.data,
         "weights": source.weights,
-        "format": form,
-        "files": files,
-        "versions": versions(),
-        "commit": git_commit(),
-    }  # fmt: skip
+    }
+
+
+def plan_facts(plan: Plan, how: Mapping[str, Any], patches: int) -> dict[str, Any]:
+    """how: method, keep and options it was made with."""
+    counts = [{"site": s, "in": before, "out": after} for s, before, after in plan.counts(patches)]
+    return {**how, "parameters": parameters(plan.params()).count, "patches": patches, "counts": counts}
 
 
 def _cost(source: Source) -> dict[str, Any]:
@@ -66,35 +72,39 @@ def _cost(source: Source) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(source: Source, form: dict[str, Any], directory: Path) -> None:
+def write(facts: dict[str, Any], form: dict[str, Any], directory: Path) -> None:
     """Writes model_card.json and MODEL_CARD.md beside the files of an export."""
-    card = describe(source, form, directory)
+    card = describe(facts, form, directory)
     (directory / "model_card.json").write_text(json.dumps(card, indent=2, default=str) + "\n", encoding="utf-8")
     (directory / "MODEL_CARD.md").write_text(markdown(card), encoding="utf-8")
 
 
 def markdown(card: dict[str, Any]) -> str:
     """The card for people."""
-    plan, cost, model = card["plan"], card["cost_of_an_image"], card["model"]
-    rows = [
-        ("tower", f"{model['depth']} blocks, width {model['width']}, {model['heads']} heads, patch {model['patch']}, "
-                  f"{model['image']} pixels, {model['classes']} classes"),
-        ("parameters", f"{card['parameters']:,}"),
-        ("plan", f"{plan['method']}, keep {plan['keep']:g}, {plan['parameters']:,} parameters of its own"),
+    plan, cost = card.get("plan"), card["cost_of_an_image"]
+    rows = [*card["about"].items(), ("parameters", f"{card['parameters']:,}")]
+    if plan:
+        own = f"{plan['parameters']:,} parameters of its own"
+        rows.append(("plan", f"{plan['method']}, keep {plan['keep']:g}, {own}"))
+    if cost:
+        rows.append(("cost of an image", "; ".join(f"{k} {_figure(v)}" for k, v in cost.items() if k != "note")))
+    rows += [
         ("data", f"{(card['data'] or {}).get('name', 'not told by the weights')}"),
         ("weights", ", ".join(f"{k} {v}" for k, v in card["weights"].items())),
         ("versions", ", ".join(f"{k} {v}" for k, v in card["versions"].items())),
         ("commit", str((card["commit"] or {}).get("commit", "an installed package"))),
-    ]  # fmt: skip
-    if cost:
-        rows.insert(
-            3, ("cost of an image", f"{cost['gmacs']:.3f} GMACs ({cost['gmacs_without_plan']:.3f} without plan)")
-        )
+    ]
     lines = ["# Model card", "", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows), ""]
-    lines += ["## Tokens", "", "| site | patch tokens in | out |", "|---|---|---|"]
-    lines += [f"| {row['site']} | {row['in']} | {row['out']} |" for row in plan["counts"]]
-    lines += [] if plan["counts"] else [f"| (none) | {plan['patches']} | {plan['patches']} |"]
-    lines += ["", "## Format", "", *(f"* {name}: {text}" for name, text in card["format"].items())]
+    if plan:
+        lines += ["## Tokens", "", "| site | patch tokens in | out |", "|---|---|---|"]
+        lines += [f"| {row['site']} | {row['in']} | {row['out']} |" for row in plan["counts"]]
+        lines += [] if plan["counts"] else [f"| (none) | {plan['patches']} | {plan['patches']} |"]
+        lines += [""]
+    lines += ["## Format", "", *(f"* {name}: {text}" for name, text in card["format"].items())]
     lines += ["", "## Files", "", "| file | bytes | sha256 |", "|---|---|---|"]
     lines += [f"| {name} | {f['bytes']:,} | {f['sha256']} |" for name, f in card["files"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

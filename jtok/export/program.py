@@ -1,7 +1,8 @@
-"""A tower with its plan as a program (StableHLO) that runs wherever JAX does, without jtok."""
+"""Programs (StableHLO) that run wherever JAX does, without jtok: a model with its parameters and its plan inside."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +24,33 @@ PLATFORMS = ("cpu", "tpu", "cuda")
 ACCELERATORS = {"tpu": "TPU v5 lite", "cuda": "NVIDIA H100"}
 
 
-def function(source: Source) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """The program's function: images [B,H,W,C] -> what it gives (`outputs`).
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is to be exported.
 
-    images: uint8 where the weights tell how they are to be normalised, else float32 and normalised.
+    name: of the file. apply: arrays with a leading batch axis -> {name: array with a leading batch axis}, where no row
+    depends on the others. row: shape and type of each argument, without the batch axis.
     """
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: ViT(source.config, nnx.Rngs(0))), nnx.Param)
-    statistics = source.statistics
+
+    name: str
+    apply: Callable[..., dict[str, jax.Array]]
+    row: tuple[jax.ShapeDtypeStruct, ...]
+
+    def arguments(self, batch: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and types of the arguments for so many rows."""
+        return tuple(jax.ShapeDtypeStruct((batch, *a.shape), a.dtype) for a in self.row)
+
+
+def tower_program(source: Source) -> Program:
+    """A tower with its plan: images [B,H,W,C] -> tokens, owner and, where there are any, pooled and logits.
+
+    images: uint8 where the weights tell how they are to be normalised, else float32 and normalised. Raises UserError
+    for a tower of packed patches.
+    """
+    c, statistics = source.config, source.statistics
+    if c.packed:
+        raise UserError("a packed tower takes patches with shapes and masks: only towers of images are programs.")
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: ViT(c, nnx.Rngs(0))), nnx.Param)
 
     def apply(images: jax.Array) -> dict[str, jax.Array]:
         pixels = images if statistics is None else normalise(images, *statistics)
@@ -37,33 +58,36 @@ def function(source: Source) -> Callable[[jax.Array], dict[str, jax.Array]]:
         named = {"tokens": found.tokens.x, "owner": found.tokens.owner, "pooled": found.pooled, "logits": found.logits}
         return {name: a for name, a in named.items() if a is not None}
 
-    return apply
+    kind = jnp.float32 if statistics is None else jnp.uint8
+    return Program("model", apply, (jax.ShapeDtypeStruct((c.image, c.image, c.channels), kind),))
 
 
-def image_type(source: Source) -> Any:
-    return jnp.float32 if source.statistics is None else jnp.uint8
+def portable(program: Program, batch: int = 0) -> export.Exported:
+    """One program for CPU, TPU and CUDA, without kernels, for `batch` rows or (0) any number.
 
-
-def portable(source: Source) -> export.Exported:
-    """One program for CPU, TPU and CUDA and any number of images, without kernels.
-
-    No row depends on its batch, so the program is that of one image, mapped over the batch.
+    No row depends on its batch, so the program for any number is that of one row, mapped over the batch.
     """
-    one = function(source)
-    every = jax.vmap(lambda image: jax.tree.map(lambda a: a[0], one(image[None])))
-    (batch,) = export.symbolic_shape("batch")
+
+    def every(*arguments: jax.Array) -> dict[str, jax.Array]:
+        def one(*row: jax.Array) -> dict[str, jax.Array]:
+            return jax.tree.map(lambda a: a[0], program.apply(*(a[None] for a in row)))
+
+        return jax.vmap(one)(*arguments)
+
+    rows = batch or export.symbolic_shape("batch")[0]
     with plain():
-        return export.export(jax.jit(every), platforms=PLATFORMS)(_images(source, batch))
+        made = jax.jit(program.apply if batch else every)
+        return export.export(made, platforms=PLATFORMS)(*program.arguments(rows))
 
 
-def with_kernels(source: Source, platform: str, batch: int) -> export.Exported:
-    """The program for one kind of accelerator ("tpu" or "cuda") with its kernels and a fixed number of images."""
+def with_kernels(program: Program, platform: str, batch: int) -> export.Exported:
+    """The program for one kind of accelerator ("tpu" or "cuda") with its kernels and a fixed number of rows."""
     device = AbstractDevice(device_kind=ACCELERATORS[platform], num_cores=1, platform=platform)
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
         # JAX promises nothing about Triton's calls between releases; the card names the release they are for
         unchecked = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
-        make = export.export(jax.jit(function(source)), platforms=(platform,), disabled_checks=unchecked)
-        return make(_images(source, batch))
+        make = export.export(jax.jit(program.apply), platforms=(platform,), disabled_checks=unchecked)
+        return make(*program.arguments(batch))
 
 
 def serialise(program: export.Exported) -> bytes:
@@ -72,10 +96,3 @@ def serialise(program: export.Exported) -> bytes:
         return bytes(program.serialize())
     except ImportError:
         raise UserError("writing a program needs the flatbuffers package: pip install flatbuffers.") from None
-
-
-def _images(source: Source, batch: Any) -> jax.ShapeDtypeStruct:
-    c = source.config
-    if c.packed:
-        raise UserError("a packed tower takes patches with shapes and masks: only towers of images are programs.")
-    return jax.ShapeDtypeStruct((batch, c.image, c.image, c.channels), image_type(source))

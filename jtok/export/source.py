@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def read(
         config, params = load_vit(path)
         found = open_weights(path)
         data = json.loads(found.metadata["jtok.data"]) if "jtok.data" in found.metadata else None
-        facts, learned = {"sha256": _digests(found.files.values())}, {}
+        facts, learned = {"sha256": digests(found.files.values())}, {}
     plan = registry.make_plan(method, config.target(), keep, **(options or {}))
     if reducer:
         plan = plan.with_params(load_reducer(reducer, plan))
@@ -86,9 +86,10 @@ def _from_run(path: Path) -> tuple[ViTConfig, dict[str, Any], dict[str, Any], di
     return task.model, params["model"], config.data.to_dict(), {"step": step}, params["plan"]
 
 
-def _digests(files: Any) -> dict[str, str]:
-    digests = {}
+def digests(files: Iterable[str | os.PathLike]) -> dict[str, str]:
+    """SHA-256 of files, by their names."""
+    found = {}
     for file in sorted(set(files)):
         with open(file, "rb") as opened:
-            digests[os.path.basename(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return digests
+            found[os.path.basename(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return found

@@ -5,46 +5,56 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jtok.errors import UserError
 from jtok.export import card, program
-from jtok.export.hugging_face import Names, save_tower
-from jtok.export.source import Source
+from jtok.export.program import Program
+
+Facts = Mapping[str, Any]
 
 
-def safetensors(source: Source, out: str, names: Names = "transformers", storage: str = "float32") -> Path:
-    """The tower under the names of transformers or timm, with config.json and a card. A plan is not in such files."""
+def safetensors(out: str, save: Callable[[Path], Mapping[str, Any]], facts: Callable[[], Facts]) -> Path:
+    """Weights under other libraries' names, with a card.
+
+    save: writes the files into a directory and returns what the card says of their form. A plan is not in such files.
+    """
     with _whole(out) as directory:
-        stated = save_tower(directory, source.config, source.params, names, storage)
-        kind = stated.get("architectures", [stated.get("architecture")])[0]
-        form = {"format": "safetensors", "names": names, "class": kind, "storage": storage}
-        card.write(source, form, directory)
+        form = save(directory)
+        card.write(dict(facts()), {"format": "safetensors", **form}, directory)
     return Path(out)
 
 
-def stablehlo(source: Source, out: str, *, kernels: bool = False, batch: int = 1) -> Path:
-    """The tower with its plan as programs: model.stablehlo for every platform, or one for each accelerator."""
+def stablehlo(
+    out: str, programs: Sequence[Program], facts: Callable[[], Facts], *, kernels: bool = False, batch: int = 0
+) -> Path:
+    """Programs as NAME.stablehlo for every platform, or with kernels one for each accelerator.
+
+    batch: rows at once; 0: any number, or with kernels 1.
+    """
     with _whole(out) as directory:
-        if kernels:
-            programs = {f"model.{p}.stablehlo": program.with_kernels(source, p, batch) for p in program.ACCELERATORS}
-        else:
-            programs = {"model.stablehlo": program.portable(source)}
-        for name, exported in programs.items():
-            (directory / name).write_bytes(program.serialise(exported))
-        exported = next(iter(programs.values()))
-        outputs = exported.out_tree.unflatten(exported.out_avals)
-        form = {
+        form: dict[str, Any] = {
             "format": "stablehlo",
             "kernels": "Pallas; the CUDA program is for the release of JAX named under versions" if kernels else "none",
-            "input": _shape(exported.in_avals[0]),
-            "pixels": "bytes" if source.statistics else "normalised as the model's family does",
-            **{f"output {name}": _shape(a) for name, a in outputs.items()},
-            "platforms": {name: list(exported.platforms) for name, exported in programs.items()},
+            "platforms": {},
         }
-        card.write(source, form, directory)
+        for one in programs:
+            for file, exported in _export(one, kernels, batch).items():
+                (directory / file).write_bytes(program.serialise(exported))
+                form["platforms"][file] = list(exported.platforms)
+            arguments = ", ".join(_shape(a) for a in exported.in_avals)
+            given = exported.out_tree.unflatten(exported.out_avals)
+            form[one.name] = f"{arguments} -> {', '.join(f'{name} {_shape(a)}' for name, a in given.items())}"
+        card.write(dict(facts()), form, directory)
     return Path(out)
+
+
+def _export(one: Program, kernels: bool, batch: int) -> dict[str, Any]:
+    if not kernels:
+        return {f"{one.name}.stablehlo": program.portable(one, batch)}
+    return {f"{one.name}.{p}.stablehlo": program.with_kernels(one, p, batch or 1) for p in program.ACCELERATORS}
 
 
 def _shape(a) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jtok import cli
+from jtok.commands.options import shipped_config
 from jtok.export import program, source
 from jtok.models.load import save_params
 from tests.export.test_hugging_face import tower
@@ -49,13 +50,14 @@ def test_runs_without_jtok(weights, tmp_path, capsys):
     np.save(out / "images.npy", images)
     subprocess.run([sys.executable, "-c", LOADER], cwd=out, check=True, capture_output=True)
     found = np.load(out / "outputs.npz")
-    expected = jax.jit(program.function(source.read(str(weights), "tome", 0.5)))(images)
+    expected = jax.jit(program.tower_program(source.read(str(weights), "tome", 0.5)).apply)(images)
     assert found["tokens"].shape == (3, 9, 32)
     assert set(found) == {"tokens", "owner", "pooled", "logits"}
     for name, a in expected.items():
         np.testing.assert_allclose(found[name], a, atol=1e-5, err_msg=name)
     card = json.loads((out / "model_card.json").read_text())
     assert card["format"]["platforms"] == {"model.stablehlo": ["cpu", "tpu", "cuda"]}
+    assert card["format"]["model"].startswith("uint8[batch, 32, 32, 3] -> logits float32[batch, 5]")
     assert card["plan"]["method"] == "tome" and card["plan"]["counts"][-1]["out"] == 8
     assert card["cost_of_an_image"]["gmacs"] < card["cost_of_an_image"]["gmacs_without_plan"]
     assert card["data"]["name"] == "digit_scenes" and card["versions"]["jax"] == jax.__version__
@@ -64,7 +66,7 @@ def test_runs_without_jtok(weights, tmp_path, capsys):
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_kernels_are_in_the_program_of_an_accelerator(weights, platform):
-    given = source.read(str(weights), "tome", 0.5)
+    given = program.tower_program(source.read(str(weights), "tome", 0.5))
     text = program.with_kernels(given, platform, 2).mlir_module()
     assert {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}[platform] in text
     assert "custom_call @tpu" not in program.portable(given).mlir_module()
@@ -77,6 +79,9 @@ def test_refused_in_one_sentence_and_nothing_left(weights, tmp_path, capsys):
     half.write_bytes(whole[: len(whole) // 2])
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.json").write_text('{"task": "other"}')
+    fresh = tmp_path / "fresh"
+    (fresh / "checkpoints" / "8.orbax-checkpoint-tmp-1").mkdir(parents=True)  # a run killed in its first save
+    (fresh / "config.json").write_text(shipped_config().to_json())
     full = tmp_path / "full"
     full.mkdir()
     (full / "something").touch()
@@ -84,10 +89,18 @@ def test_refused_in_one_sentence_and_nothing_left(weights, tmp_path, capsys):
         ([f"--weights={half}", f"--out={out}"], "not a whole safetensors file"),
         ([f"--weights={tmp_path / 'none'}", f"--out={out}"], "there is no checkpoint"),
         ([f"--weights={tmp_path / 'run'}", f"--out={out}"], "task 'other'"),
+        ([f"--weights={fresh}", f"--out={out}"], "holds no finished checkpoint"),
         ([f"--weights={weights}", f"--out={full}"], "exists already"),
+        ([f"--out={out}"], "give one of --weights"),
+        ([f"--weights={weights}", f"--tokenizer={half}", f"--out={out}"], "give one of --weights"),
+        ([f"--tokenizer={half}", f"--out={out}"], "not a whole safetensors file"),
+        ([f"--model={tmp_path / 'none'}", f"--out={out}"], "config.json"),
+        ([f"--weights={weights}", f"--out={out}", "--batch=2"], "carry no kernels and no batch"),
         ([f"--weights={weights}", f"--out={out}", "--method=tome"], "carry no plan"),
         ([f"--weights={weights}", f"--out={out}", "--format=stablehlo", "--method=dynamicvit"], "--reducer=FILE"),
     ):
         code, err = run(capsys, *argv)
         assert code == 2 and said in err and err.count("\n") == 1, err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "half.safetensors", "run", "tiny.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "fresh", "full", "half.safetensors", "run", "tiny.safetensors",
+    ]  # fmt: skip
