@@ -1,4 +1,4 @@
-"""`jtok evaluate`: accuracy and cost of one method on one model."""
+"""`jtok evaluate`: accuracy and cost of one method on one model, or what a tokenizer keeps of images at what cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 from absl import flags as absl_flags
 
+from jtok.commands.evaluate_tokenizer import tokenizer_evaluation_flags
 from jtok.commands.options import make_task, method_flags, parse_options
 from jtok.flags import Command
 
@@ -16,8 +17,10 @@ def _flags(values: absl_flags.FlagValues) -> None:
         "model", "", "a vision-language model: its directory, or 'shipped'; it answers digit-scene questions",
         flag_values=values,
     )  # fmt: skip
-    absl_flags.DEFINE_integer("images", 1000, "held-out images (or questions)", flag_values=values, lower_bound=1)
+    text = "held-out images or questions (default: 1000, or 128 images for a tokenizer)"
+    absl_flags.DEFINE_integer("images", None, text, flag_values=values, lower_bound=1)
     absl_flags.DEFINE_string("split", "test", "split to evaluate on", flag_values=values)
+    tokenizer_evaluation_flags(values)
     absl_flags.DEFINE_string(
         "reducer", "", "safetensors file of a trained reducer (from jtok train)", flag_values=values
     )
@@ -25,6 +28,11 @@ def _flags(values: absl_flags.FlagValues) -> None:
 
 
 def _run(args, config) -> int:
+    if args.tokenizer:
+        from jtok.commands.evaluate_tokenizer import evaluate
+
+        return evaluate(args)
+    args.images = args.images or 1000
     from jtok import registry
     from jtok.evaluation.sweep import Cell, held_out, run_cell
     from jtok.training.weights import load_reducer
@@ -82,4 +90,10 @@ def _answer(args, name: str, options) -> int:
     return 0
 
 
-COMMAND = Command("evaluate", "Measure accuracy and cost of one method.", _flags, _run, config="optional")
+COMMAND = Command(
+    "evaluate",
+    "Measure accuracy and cost of one method, or what a tokenizer keeps.",
+    _flags,
+    _run,
+    config="optional",
+)

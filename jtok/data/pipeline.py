@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from jtok.data.arrayrecord import ArrayRecordSource
+from jtok.data.faces import faces
 from jtok.data.folder import FolderSource
 from jtok.data.images import EncodedSource, Images, readable_only
 from jtok.data.parquet import ParquetSource
@@ -30,6 +31,7 @@ EMBEDDED: dict[str, Callable[..., grain.MapDataset]] = {
     "digit_scenes": digit_scenes,
     "digit_questions": digit_questions,
     "photos": photos,
+    "faces": faces,
 }
 FORMATS: dict[str, Callable[..., EncodedSource]] = {
     "folder": FolderSource,
@@ -44,9 +46,9 @@ MAX_SEED = 2**32 - 1
 def make_dataset(name: str, split: str, **options: Any) -> grain.MapDataset:
     """A data set by name, as a random-access Grain data set of {"image": uint8 [H, W, 3], "label": int32, ...}.
 
-    name: digit_scenes, digit_questions (which has questions and answers instead of a label) or photos, all embedded,
-    nothing to download, with the options of the functions of these names; or a format on disk: folder, arrayrecord,
-    parquet, webdataset, which take the options of `image_files`, and `path`.
+    name: digit_scenes, digit_questions (which has questions and answers instead of a label), photos or faces, all
+    embedded, nothing to download, with the options of the functions of these names; or a format on disk: folder,
+    arrayrecord, parquet, webdataset, which take the options of `image_files`, and `path`.
     Raises UserError for an unknown name or option, and for data that is missing, empty or of another format.
     """
     if name not in DATASETS:
