@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,8 @@ class ALITConfig:
     base_codes: int = 1024
     halting: bool = True
     threshold: float = 0.55  # patches guessed with less probability than this never halt
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the blocks
+    remat: bool = False  # recompute blocks in the backward pass
 
     @property
     def patches(self) -> int:
@@ -72,14 +75,14 @@ class GridDecoder(nnx.Module):
     def __init__(self, c: ALITConfig, rngs: nnx.Rngs):
         width, depth, heads = c.decoder
         init = nnx.initializers.normal(width**-0.5)
-        self.patches = c.patches
+        self.patches, self.dtype = c.patches, c.dtype
         self.embed = nnx.Linear(c.code_width, width, rngs=rngs)
         self.latent_position = nnx.Param(init(rngs.params(), (c.most, width)))
         self.class_token = nnx.Param(init(rngs.params(), (1, width)))
         self.mask_token = nnx.Param(init(rngs.params(), (1, width)))
         self.position = nnx.Param(init(rngs.params(), (c.patches + 1, width)))
         self.norm_in = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.trunk = Trunk(width, depth, heads, rngs)
+        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype, remat=c.remat)
         self.norm_out = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.head = GuessHead(width, c.base_codes or c.base_width, rngs)
 
@@ -92,7 +95,7 @@ class GridDecoder(nnx.Module):
         if count is not None:
             seen = jnp.arange(n) < count[:, None]
             seen = jnp.concatenate([jnp.ones((b, self.patches + 1), bool), seen], 1)
-        h = self.trunk(self.norm_in(jnp.concatenate([lead, x], 1)), seen)
+        h = self.trunk(self.norm_in(jnp.concatenate([lead, x], 1)).astype(self.dtype), seen)
         return self.head(self.norm_out(h[:, 1 : self.patches + 1]))
 
 
@@ -116,7 +119,7 @@ class ALIT(Tokenizer):
         self.norm_in, self.norm_out, self.norm_again = (
             nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs) for _ in range(3)
         )  # fmt: skip
-        self.trunk = Trunk(width, depth, heads, rngs)
+        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype, remat=c.remat)
         self.narrow = nnx.Linear(width, c.code_width, rngs=rngs)
         self.quantizer = VQ(c.codebook, c.code_width, cosine=True, rngs=rngs) if c.quantize else None
         self.decoder = GridDecoder(c, rngs)
@@ -150,7 +153,7 @@ class ALIT(Tokenizer):
         found = []
         for i in range(rounds or c.rounds):
             u = jnp.full((b, c.patches), 0.5) if uniforms is None else uniforms[i]
-            x, one = self._round(self.trunk(x), targets, u, train, last=i == c.rounds - 1)
+            x, one = self._round(self.trunk(x.astype(c.dtype)), targets, u, train, last=i == c.rounds - 1)
             found.append(one)
             if i < c.rounds - 1:
                 x = self.norm_again(jnp.concatenate([x, jnp.broadcast_to(new[i + 1], (b, *fresh.shape))], 1))
@@ -159,7 +162,7 @@ class ALIT(Tokenizer):
     def _round(self, x, targets, uniforms, train: bool, last: bool) -> tuple[Array, Round]:
         n = self.config.patches
         latent_tokens, image_tokens = x[:, n + 1 :], x[:, 1 : n + 1]
-        z = self.narrow(self.norm_out(latent_tokens))
+        z = self.narrow(self.norm_out(latent_tokens).astype(jnp.float32))
         if self.quantizer is None:
             latents, ids, losses = z, None, {}
         else:

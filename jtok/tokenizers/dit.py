@@ -99,8 +99,17 @@ class DiTBlock(nnx.Module):
 class DiT(nnx.Module):
     """Blocks stacked over layers and scanned."""
 
-    def __init__(self, width: int, depth: int, head_size: int, modulations: int, rngs: nnx.Rngs, dtype="float32"):
-        self.depth = depth
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        head_size: int,
+        modulations: int,
+        rngs: nnx.Rngs,
+        dtype="float32",
+        remat: bool = False,
+    ):
+        self.depth, self.remat = depth, remat
 
         @nnx.split_rngs(splits=depth)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -112,4 +121,8 @@ class DiT(nnx.Module):
     def __call__(self, x, mask=None, time=None, parts=()):
         """As `DiTBlock`."""
         graph, stack = nnx.split(self.blocks)
-        return jax.lax.scan(lambda x, layer: (nnx.merge(graph, layer)(x, mask, time, parts), None), x, stack)[0]
+
+        def body(x, layer):
+            return nnx.merge(graph, layer)(x, mask, time, parts), None
+
+        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, stack)[0]

@@ -47,6 +47,7 @@ class FlexTokConfig:
     drop: Literal["uniform", "pow2", "uniform_pow2"] = "uniform_pow2"
     drop_all: float = 0.2  # (?) share of images trained without a code, for guidance
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute blocks in the backward pass
 
     @property
     def side(self) -> int:
@@ -63,7 +64,7 @@ class RegisterEncoder(nnx.Module):
         self.position = nnx.Param(jnp.asarray(sincos_grid(c.grid, c.grid, c.encoder_width)))
         start = jax.random.normal(rngs.params(), (c.registers, c.encoder_width))
         self.registers = nnx.Param(0.02 * start)
-        self.trunk = DiT(c.encoder_width, c.encoder_depth, c.head_size, 0, rngs, c.dtype)
+        self.trunk = DiT(c.encoder_width, c.encoder_depth, c.head_size, 0, rngs, c.dtype, c.remat)
         self.out = nnx.Linear(c.encoder_width, len(c.levels), rngs=rngs)
 
     def __call__(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B R d"]:
@@ -90,7 +91,7 @@ class FlowDecoder(nnx.Module):
         self.patch = nnx.Linear(c.channels * c.patch**2, width, dtype=c.dtype, rngs=rngs)
         self.position = nnx.Param(jnp.asarray(sincos_grid(c.grid, c.grid, width)))
         self.time = TimeEmbedder(width, rngs, c.frequencies)
-        self.trunk = DiT(width, c.decoder_depth, c.head_size, c.modulations, rngs, c.dtype)
+        self.trunk = DiT(width, c.decoder_depth, c.head_size, c.modulations, rngs, c.dtype, c.remat)
         zero = nnx.initializers.zeros_init()
         self.modulate = nnx.Linear(width, 2 * width, kernel_init=zero, rngs=rngs)
         self.out = nnx.Linear(width, c.channels * c.patch**2, kernel_init=zero, rngs=rngs)

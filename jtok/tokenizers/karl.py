@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,8 @@ class KARLConfig:
     base_width: int = 256
     base_codes: int = 1024
     halting_width: int = 512
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the blocks
+    remat: bool = False  # recompute blocks in the backward pass
 
 
 def error_bin(error: Float[Array, "..."], bins: tuple[float, ...] = BINS) -> Int[Array, "..."]:
@@ -89,12 +92,13 @@ class GridDecoder(nnx.Module):
     def __init__(self, c: KARLConfig, rngs: nnx.Rngs):
         width, depth, heads = c.decoder
         init = nnx.initializers.normal(width**-0.5)
+        self.dtype = c.dtype
         self.embed = nnx.Linear(c.code_width, width, rngs=rngs)
         self.latent_position = nnx.Param(init(rngs.params(), (c.most, width)))
         self.mask_token = nnx.Param(init(rngs.params(), (1, width)))
         self.position = nnx.Param(init(rngs.params(), (width, c.table, c.table)))
         self.norm_in = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.trunk = Trunk(width, depth, heads, rngs)
+        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype, remat=c.remat)
         self.norm_out = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.head = GuessHead(width, c.base_codes or c.base_width, rngs)
 
@@ -106,7 +110,7 @@ class GridDecoder(nnx.Module):
         # a halted token sees itself alone in the paper; nobody reads what becomes of it
         valid = None if seen is None else jnp.concatenate([jnp.ones((b, n), bool), seen], 1)
         rows = jnp.concatenate([jnp.broadcast_to(lead, (b, *lead.shape)), x], 1)
-        return self.head(self.norm_out(self.trunk(self.norm_in(rows), valid)[:, :n]))
+        return self.head(self.norm_out(self.trunk(self.norm_in(rows).astype(self.dtype), valid)[:, :n]))
 
 
 class KARL(Tokenizer):
@@ -124,7 +128,7 @@ class KARL(Tokenizer):
         self.latent_tokens = nnx.Param(init(rngs.params(), (c.most, width)))
         self.conditions = nnx.Param(init(rngs.params(), (len(BINS), width)))
         self.norm_in, self.norm_out = (nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs) for _ in range(2))
-        self.trunk = Trunk(width, depth, heads, rngs)
+        self.trunk = Trunk(width, depth, heads, rngs, dtype=c.dtype, remat=c.remat)
         self.halting = HaltingHead(width, c.halting_width, rngs)
         self.narrow = nnx.Linear(width, c.code_width, rngs=rngs)
         self.quantizer = VQ(c.codebook, c.code_width, cosine=True, rngs=rngs) if c.quantize else None
@@ -144,24 +148,36 @@ class KARL(Tokenizer):
         tokens: int | None = None,
         *,
         train: bool = False,
+        budget: Int[Array, " B"] | None = None,
     ) -> Code:
-        """A code of `tokens` latents; `extra` has halt_logits and needed [B,T], and count is how many are needed."""
+        """A code of `tokens` latents; `extra` has halt_logits and needed [B,T], and count is how many are needed.
+
+        budget: latents of each image behind which all is as if there were no more (none is needed, none counts in the
+        losses)."""
         c, (b, rows, columns) = self.config, grid.shape[:3]
         t = tokens or c.tokens
         x = jnp.concatenate([self.patch(cut_patches(images, c.patch)), grid.reshape(b, rows * columns, -1)], -1)
         x = x + _table(self.position[...], rows, columns)
         own = jnp.broadcast_to(self.latent_tokens[...][:t], (b, t, x.shape[-1]))
         x = jnp.concatenate([self.condition(error)[:, None], x, own], 1)
-        return self._read(self.trunk(self.norm_in(x))[:, -t:], (rows, columns), train)
+        within = seen = None
+        if budget is not None:
+            within = jnp.arange(t) < budget[:, None]
+            seen = jnp.concatenate([jnp.ones((b, x.shape[1] - t), bool), within], 1)
+        h = self.trunk(self.norm_in(x).astype(c.dtype), seen)[:, -t:].astype(jnp.float32)
+        return self._read(h, (rows, columns), train, within)
 
-    def _read(self, h: Float[Array, "B T D"], grid: tuple[int, int], train: bool) -> Code:
+    def _read(
+        self, h: Float[Array, "B T D"], grid: tuple[int, int], train: bool, within: Bool[Array, "B T"] | None
+    ) -> Code:
         logits = self.halting(h)
         z = self.narrow(self.norm_out(h))
         values, ids, losses = z, None, {}
         if self.quantizer is not None:
-            found = self.quantizer(z, train=train)
+            found = self.quantizer(z, train=train, where=within)
             values, ids, losses = found.values, found.indices, found.losses
         needed = jax.nn.sigmoid(logits) <= HALTED
+        needed = needed if within is None else needed & within
         extra = {"halt_logits": logits, "needed": needed, "grid": jnp.zeros(grid, jnp.int8)}
         return Code(values, ids, needed.sum(1, dtype=jnp.int32), losses, extra)
 

@@ -24,18 +24,18 @@ from jtok.training.image_task import UNTRAINED
 class PixelGrid(nnx.Module):
     """The base that needs no file: the grid is the pixels of patches in [-1,1], and nothing is lost."""
 
-    def __init__(self, patch: int):
-        self.patch = patch
+    def __init__(self, stride: int):
+        self.stride, self.channels = stride, 3 * stride**2
 
     def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B g g E"]:
-        """Patches, E = 3 patch^2."""
-        b, side = images.shape[0], images.shape[1] // self.patch
-        return cut(2 * images - 1, self.patch).reshape(b, side, side, -1)
+        """Patches, E = 3 stride^2."""
+        b, side = images.shape[0], images.shape[1] // self.stride
+        return cut(2 * images - 1, self.stride).reshape(b, side, side, -1)
 
     def decode(self, grid: Float[Array, "B g g E"]) -> Float[Array, "B H W 3"]:
         """Images of patches, not clipped."""
         b, side, _, width = grid.shape
-        return (paste(grid.reshape(b, side * side, width), side * self.patch, self.patch) + 1) / 2
+        return (paste(grid.reshape(b, side * side, width), side * self.stride, self.stride) + 1) / 2
 
 
 def base_config(kind: str, **shape: Any) -> ml_collections.ConfigDict:
@@ -44,14 +44,15 @@ def base_config(kind: str, **shape: Any) -> ml_collections.ConfigDict:
         "kind": kind,
         "path": "",  # file of the base (see `open_base`), whose own shape is then taken
         "codes": 1024,  # of a vqgan
-        "patch": 16,  # of pixels
+        "stride": 16,  # of pixels
         "shape": shape,
     }
     return ml_collections.ConfigDict(fields)
 
 
 class FrozenBase:
-    """Makes the base and binds its parameters, which a task holds as params["base"]."""
+    """Makes the base and binds its parameters, which a task holds as params["base"]; `channels` of its grid, its
+    `stride`, and how many `codes` it has (0 for a VAE)."""
 
     def __init__(self, options: ml_collections.ConfigDict):
         self.options = options
@@ -64,13 +65,15 @@ class FrozenBase:
                 "set config.base.path."
             )
         shapes = open_base(options.path) if from_file else nnx.eval_shape(lambda: self._fresh(jax.random.key(0)))
+        self.channels, self.stride = shapes.channels, shapes.stride
+        self.codes = shapes.codebook.shape[0] if isinstance(shapes, VQGAN) else 0
         self.graphdef, state = nnx.split(shapes)
         self.read = nnx.to_pure_dict(state) if from_file else None
 
     def _fresh(self, key: Array) -> nnx.Module:
         o = self.options
         if o.kind == "pixels":
-            return PixelGrid(o.patch)
+            return PixelGrid(o.stride)
         shape = ConvShape(**{name: tuple(v) if isinstance(v, list) else v for name, v in o.shape.to_dict().items()})
         if o.kind == "kl":
             return AutoencoderKL(KLConfig(shape), nnx.Rngs(key))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jtok import kernels
 from jtok.tokenizers.quantizers.bottleneck import Quantized, entropy, rotate, straight_through
@@ -62,20 +62,25 @@ class VQ(nnx.Module):
         codes = self.codebook[...].astype(jnp.float32)
         return unit(codes) if self.cosine and not self.raw_codes else codes
 
-    def __call__(self, z: Float[Array, "*b d"], *, train: bool = False) -> Quantized:
-        """z [..., width] -> values float32, indices [...]; losses `commitment`, `codebook` (and `entropy`), total."""
+    def __call__(
+        self, z: Float[Array, "*b d"], *, train: bool = False, where: Bool[Array, "*b"] | None = None
+    ) -> Quantized:
+        """z [..., width] -> values float32, indices [...]; losses `commitment`, `codebook` (and `entropy`), total.
+
+        where: latents that count in commitment and codebook losses (default: all)."""
         z = z.astype(jnp.float32)
         z = unit(z) if self.cosine else z
         index = lookup(z, self.codebook[...], self.cosine)
         q = self._codes()[index]
         values = (rotate if self.pass_through == "rotation" else straight_through)(z, q)
-        return Quantized(values, index, self._losses(z, q) if train else {})
+        return Quantized(values, index, self._losses(z, q, where) if train else {})
 
-    def _losses(self, z: Float[Array, "*b d"], q: Float[Array, "*b d"]) -> dict[str, Array]:
+    def _losses(self, z: Float[Array, "*b d"], q: Float[Array, "*b d"], where: Array | None) -> dict[str, Array]:
+        where = None if where is None else where[..., None]
         scale = z.shape[-1] if self.reduce == "channels" else 1
         losses = {
-            "commitment": scale * jnp.square(lax.stop_gradient(q) - z).mean(),
-            "codebook": scale * jnp.square(q - lax.stop_gradient(z)).mean(),
+            "commitment": scale * jnp.square(lax.stop_gradient(q) - z).mean(where=where),
+            "codebook": scale * jnp.square(q - lax.stop_gradient(z)).mean(where=where),
         }
         total = self.beta * losses["commitment"] + losses["codebook"]
         if self.entropy_weight:
