@@ -1,4 +1,4 @@
-"""`jtok compile`: compiles the training step of a config for a TPU slice that need not exist here."""
+"""`jtok compile`: compiles what a config trains or asks, for a TPU slice that need not exist here."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def facts(compiled: Any) -> dict[str, Any]:
     return {
         "topology": compiled.slice.name,
         "chips": chips,
+        "mesh": dict(compiled.slice.mesh.shape),
         "batch": compiled.batch,
         "memory_per_chip": {
             "peak": memory.peak, "arguments": memory.arguments, "outputs": memory.outputs,
@@ -49,30 +50,48 @@ def facts(compiled: Any) -> dict[str, Any]:
 
 
 def _run(args, config) -> int:
+    if "task" not in config and "methods" in config:
+        return _inference(args, config)
     from jtok.evaluation.tpu_compile import compile_training
 
     result = facts(compile_training(config, args.topology))
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return 0
-    memory, estimate = result["memory_per_chip"], result["estimate"]
-    print(f"{result['topology']}: {result['chips']} chips, batch {result['batch']}")
-    print(
-        f"memory a chip: {memory['peak'] / GIB:.2f} of {memory['hbm'] / GIB:.0f} GiB "
-        f"({memory['arguments'] / GIB:.2f} arguments, {memory['temporaries'] / GIB:.2f} temporary)"
-    )
-    print(f"a step: {result['flops'] / 1e12:.3f} TFLOPs on all chips ({result['macs'] / 1e12:.3f} TMACs)")
-    sent = ", ".join(f"{kind} {size / 2**20:.2f} MiB" for kind, size in result["collective_bytes_per_chip"].items())
-    print(f"collectives a chip: {sent or 'none'}")
-    parts = ", ".join(f"{name} {seconds * 1e3:.3f}" for name, seconds in estimate["parts"].items())
-    print(
-        f"ESTIMATE by roofline: at least {estimate['seconds'] * 1e3:.3f} ms a step, bound by {estimate['bound_by']} "
-        f"(ms: {parts}; peak rates of the data sheet, nothing measured)"
-    )
-    seconds = result["seconds"]
-    print(f"traced and lowered in {seconds['trace_and_lower']:.1f} s, compiled in {seconds['compile']:.1f} s")
+    print(json.dumps(result, indent=1) if args.json else _described(result, "a step"))
     return 0
 
 
-COMMAND = Command("compile", "Compile a training step for a TPU slice: memory, traffic, an estimate of its time.",
+def _inference(args, config) -> int:
+    """Every program of a benchmark of vision-language models, each said as soon as it is compiled."""
+    from jtok.evaluation.tpu_compile_vlm import compile_inference
+
+    what = {"prompt": "reading the prompts", "token": "a token of the answers"}
+    found = []
+    for method, program, compiled in compile_inference(config, args.topology):
+        found.append({"method": method, "program": program, **facts(compiled)})
+        if not args.json:
+            print(f"{method}, {what[program]}\n{_described(found[-1], 'a run')}\n", flush=True)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    return 0
+
+
+def _described(result: dict[str, Any], run: str) -> str:
+    memory, estimate, seconds = result["memory_per_chip"], result["estimate"], result["seconds"]
+    sent = ", ".join(f"{kind} {size / 2**20:.2f} MiB" for kind, size in result["collective_bytes_per_chip"].items())
+    parts = ", ".join(f"{name} {seconds * 1e3:.3f}" for name, seconds in estimate["parts"].items())
+    mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
+    return "\n".join(
+        (
+            f"{result['topology']}: {result['chips']} chips ({mesh}), batch {result['batch']}",
+            f"memory a chip: {memory['peak'] / GIB:.2f} of {memory['hbm'] / GIB:.0f} GiB "
+            f"({memory['arguments'] / GIB:.2f} arguments, {memory['temporaries'] / GIB:.2f} temporary)",
+            f"{run}: {result['flops'] / 1e12:.3f} TFLOPs on all chips ({result['macs'] / 1e12:.3f} TMACs)",
+            f"collectives a chip: {sent or 'none'}",
+            f"ESTIMATE by roofline: at least {estimate['seconds'] * 1e3:.3f} ms {run}, bound by {estimate['bound_by']} "
+            f"(ms: {parts}; peak rates of the data sheet, nothing measured)",
+            f"traced and lowered in {seconds['trace_and_lower']:.1f} s, compiled in {seconds['compile']:.1f} s",
+        )
+    )
+
+
+COMMAND = Command("compile", "Compile a training step, or the inference of a VLM, for a TPU slice: memory, traffic, an estimate of time.",
                   _flags, _run, config="required")  # fmt: skip

@@ -45,6 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.repeats = 10
     config.seconds = 0.5  # least time spent on each method
     config.seed = 0
+    config.mesh = ml_collections.ConfigDict({"fsdp": 1, "tensor": 1})  # of devices; `data` takes what is left
     return config
 
 

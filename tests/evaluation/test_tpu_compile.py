@@ -3,11 +3,12 @@
 import json
 import textwrap
 
+import jax
 import pytest
 from jax.sharding import AbstractMesh
 
 from jtok import cli
-from jtok.evaluation import tpu_compile
+from jtok.evaluation import tpu_compile, tpu_program
 from jtok.evaluation.collectives import traffic
 from jtok.sharding import AXES, shardings
 from jtok.training.classify import default_config
@@ -72,12 +73,12 @@ def test_one_sentence_and_exit_2(config_file, capsys, topology, change, said):
 
 
 def test_too_large_says_what_is_needed_and_the_largest_arrays():
-    state = tpu_compile._abstract_state(default_config())[-1]
-    mesh = AbstractMesh((1, 2, 1), AXES)
-    largest = {**tpu_compile._largest_state(state, shardings(state, mesh)), "activations": []}
-    part = type("Part", (), {"name": "v5e:2x2", "chip": tpu_compile.Slice})
+    params = tpu_compile._abstract_state(default_config())[-1].params
+    params = jax.tree.map(tpu_program.placed, params, shardings(params, AbstractMesh((1, 2, 1), AXES)))
+    largest = {"parameters": tpu_program._largest(params), "activations": []}
+    part = type("Part", (), {"name": "v5e:2x2", "chip": tpu_program.Slice})
     error = "the total memory required for HLO temporaries (628.49G) exceeds available HBM (15.75G). HLO module: jit"
-    said = tpu_compile._too_large(error, part, largest)
+    said = tpu_program._too_large(error, part, largest, "the step", tpu_compile.REMEDY)
     assert "needs 628.49GiB and has 15.75GiB" in said and "model.blocks.mlp.up.kernel float32[8, 96, 192]" in said
     assert largest["parameters"][0].bytes == 8 * 96 * 3 * 96 * 4 // 2  # what one chip holds
 
@@ -112,3 +113,31 @@ def test_loops_count_as_often_as_they_run():
     assert found.calls == {"all-reduce": 7, "all-gather": 1, "reduce-scatter": 1}
     assert found.unknown_loops == 1
     assert found.seconds(4, 1.0) == 0.75 * (2 * found.bytes["all-reduce"] + 16 + 64)
+
+
+@pytest.mark.slow
+def test_reading_and_answering_of_a_reduced_model_on_four_chips(capsys):
+    pytest.importorskip("libtpu")
+    config = "--config=configs/vlm/bench.py:llava-tiny"
+    options = ["--config.methods=('random',)", "--config.mesh.tensor=4", "--config.dtype=bfloat16", "--json"]
+    code, out, err = run(capsys, config, "--topology=v5e:2x2", *options)
+    assert code == 0, err
+    found = {(one["method"], one["program"]): one for one in json.loads(out)}
+    assert set(found) == {(method, program) for method in ("none", "random") for program in ("prompt", "token")}
+    assert found["random", "prompt"]["flops"] < found["none", "prompt"]["flops"]
+    assert found["none", "prompt"]["mesh"] == {"data": 1, "fsdp": 1, "tensor": 4}
+    # two sums over the heads' and the hidden units' shares a layer
+    assert found["none", "token"]["collective_bytes_per_chip"]["all-reduce"] > 0
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--config.model=elsewhere"], "'elsewhere' is no preset"),
+        (["--config.batch=3", "--config.mesh.tensor=1"], "a batch of 3 prompts does not divide into the 4 parts"),
+    ],
+)
+def test_bad_inference(capsys, options, said):
+    pytest.importorskip("libtpu")
+    code, out, err = run(capsys, "--config=configs/vlm/bench.py:llava-tiny", "--topology=v5e:2x2", *options)
+    assert (code, out) == (2, "") and said in err and err.count("\n") == 1
