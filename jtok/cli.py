@@ -11,7 +11,7 @@ from jtok import flags
 
 FILES = ("list", "plan", "ask", "tokenize", "detokenize", "train", "evaluate", "sweep", "patterns", "show")
 FILES += ("compile", "export")
-FILES += ("bench_reducers", "bench_model", "bench_vlm", "bench_kernels")
+FILES += ("bench_reducers", "bench_model", "bench_vlm", "bench_kernels", "bench_tokenizers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from absl import flags as absl_flags
 
 from jtok.errors import UserError
 
-
 #: Columns of the table; JSON has the whole names.
 SHORT = {
     "mean_tokens": "mean",
