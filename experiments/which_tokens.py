@@ -71,26 +71,28 @@ def report(workdirs):
 def claims(study, groups, middle):
     """What the paper's abstract says (it gives no numbers), beside what was measured on the ViT; empty where not."""
     patterns, keep = groups["ViT"], middle["ViT"]
-    found = study.at(patterns, keep)
-    ranked = [p.method for p in sorted(found, key=lambda p: -(p.accuracy or 0))]
-    radial = {r["method"]: max(v for k, v in r.items() if k != "method") for r in study.radial_rows(patterns, keep)}
-    best = max((m for m in radial if m != "random"), key=radial.get, default=None)
-    pooled = {r["measure"]: r["Spearman"] for r in study.proxy_rows(patterns) if r["keep"] == "all"}
+    ranked = [p.method for p in sorted(study.at(patterns, keep), key=lambda p: -(p.accuracy or 0))]
+    radial = [
+        row[norm] for row in study.radial_rows(patterns, keep) if row["method"] != "random" for norm in study.NORMS
+    ]
+    pooled = {row["measure"]: row["Spearman"] for row in study.proxy_rows(patterns) if row["keep"] == "all"}
+    alike = "similar patterns go with similar performance"
     rows = [
-        ("Top-K is a surprisingly strong baseline", f"rank of topk by accuracy, of {len(found)} methods"),
-        ("patterns differ from fixed radial ones", "highest mean IoU of a method's kept sets with a radial set"),
-        ("similar patterns go with similar performance", "Spearman of gap and IoU over pairs (negative: they do)"),
-        ("patterns differ with the capacity of the backbone", "needs a second backbone"),
-        ("patterns correlate across data sets", "needs a second data set"),
+        ("Top-K is a surprisingly strong baseline", f"rank of topk by accuracy, of {len(ranked)} methods", None),
+        (
+            "patterns differ from fixed radial ones",
+            "highest mean IoU of kept sets with a radial set",
+            max(radial, default=None),
+        ),
+        (alike, "Spearman of gap and IoU of kept sets (negative: they do)", pooled["kept sets, IoU"]),
+        (alike, "Spearman of gap and v-measure (negative: they do)", pooled["merge maps, v-measure"]),
+        (alike, "Spearman of gap and CKA distance (positive: they do)", pooled["features, CKA distance"]),
+        ("patterns differ with the capacity of the backbone", "needs a second backbone", None),
+        ("patterns correlate across data sets", "needs a second data set", None),
     ]
-    values = [
-        ranked.index("topk") + 1 if "topk" in ranked else None,
-        radial.get(best),
-        pooled.get("kept sets, IoU"),
-        None,
-        None,
-    ]
-    return [{"claim": c, "measured as": how, "measured": v} for (c, how), v in zip(rows, values, strict=True)]
+    if "topk" in ranked:
+        rows[0] = (*rows[0][:2], ranked.index("topk") + 1)
+    return [{"claim": claim, "measured as": how, "measured": value} for claim, how, value in rows]
 
 
 if __name__ == "__main__":

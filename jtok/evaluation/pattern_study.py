@@ -61,7 +61,8 @@ def accuracy_rows(patterns: Sequence[Pattern]) -> list[Row]:
     """Accuracy (%) of every method by keep ratio, and of the unreduced model."""
     rows: dict[str, Row] = {}
     for p in patterns:
-        row = rows.setdefault(p.method, {"method": p.method, "compared by": "merge maps" if p.merges else "kept sets"})
+        kind = ("merge maps" if p.merges else "kept sets") if p.sites else None
+        row = rows.setdefault(p.method, {"method": p.method, "compared by": kind})
         row[f"{p.keep:g}" if p.sites else "whole"] = None if p.accuracy is None else 100 * p.accuracy
     return list(rows.values())
 
@@ -92,10 +93,10 @@ def radial_rows(patterns: Sequence[Pattern], keep: float) -> list[Row]:
     for p in at(patterns, keep, merges=False):
         mask = kept(p.owner[-1])
         count = round(float(mask.sum(1).mean()))
-        row: Row = {"method": p.method}
+        row: Row = {"method": p.method, "patches kept": count}
         for norm in NORMS:
             fixed = radial_pattern(p.grid[0], count, norm)
-            row[f"{norm} ({fixed.sum()} patches)"] = float(intersection_over_union(mask, fixed[None]).mean())
+            row[norm] = float(intersection_over_union(mask, fixed[None]).mean())
         rows.append(row)
     return rows
 
