@@ -114,9 +114,10 @@ def bench_tokenizers(
     """
     if not names or min(batches, default=0) < 1:
         raise UserError("give at least one tokenizer, and batches of at least one image each.")
-    rate, rows = matmul_rate(dtype), []
+    rate, rows = 0.0, []
     for name in names:
         tokenizer = make_tokenizer(name, base, dtype)
+        rate = rate or matmul_rate(dtype)
         for row in bench_tokenizer(tokenizer, batches, rate, repeats, seconds):
             rows.append({"tokenizer": name, **row})
             say(f"{name}, batch {row['batch']}, {row['direction']}: {row['images_per_second']:.3g} images a second")
