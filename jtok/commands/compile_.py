@@ -93,5 +93,5 @@ def _described(result: dict[str, Any], run: str) -> str:
     )
 
 
-COMMAND = Command("compile", "Compile a training step or a VLM for a TPU slice: memory, traffic, an estimate of its time.",
+COMMAND = Command("compile", "Compile a training step or a VLM for a TPU slice: memory, traffic, estimated time.",
                   _flags, _run, config="required")  # fmt: skip
