@@ -2,11 +2,12 @@
 
     python experiments/tokenizer_rate_distortion.py --small                      the tokenizer that ships with jtok
     python experiments/tokenizer_rate_distortion.py --small --config.sweep.tokenizer=FILE          one trained here
-    python experiments/tokenizer_rate_distortion.py --max_parallel=1             released checkpoints, see `RELEASED`
+    python experiments/tokenizer_rate_distortion.py                              released checkpoints, see `RELEASED`
 
 Every unit is one tokenizer, `jtok sweep` with configs/tokenizer/sweep.py: held-out photographs at fixed numbers of
-tokens and at adaptive ones, and the same photographs as JPEG and WebP. The small setting takes fewer points of smaller
-photographs. The papers' numbers are rFID on ImageNet, which this does not measure: those cells stay empty.
+tokens and at adaptive ones, and the same photographs as JPEG and WebP. The small setting is the first of these units, in
+a minute; --config=configs/tokenizer/sweep.py:quick takes fewer points of smaller photographs. The papers' numbers are
+rFID on ImageNet, which this does not measure: those cells stay empty.
 """
 
 import sys
@@ -15,7 +16,7 @@ from jtok import launch
 
 CONFIG = "configs/tokenizer/sweep.py"
 COMMAND = ("jtok", "sweep")
-SMALL = {"CONFIG": "configs/tokenizer/sweep.py:quick"}
+SMALL = {}
 
 #: Directories of released checkpoints (config.json beside model.safetensors) and the numbers of tokens to code with.
 #: A TiTok has one; a One-D-Piece any. FlexTok codes latents of a VAE, for which there are no containers: no unit.
@@ -39,7 +40,7 @@ CLAIMS = (
 
 
 def sweep(small=False):
-    """Small: the shipped tokenizer. Full: it at all points, and every released one."""
+    """The shipped tokenizer (or that of --config.sweep.tokenizer); in the full setting every released one too."""
     yield "photos", {"sweep.tokenizer": "shipped"}
     for name, (path, tokens) in {} if small else RELEASED.items():
         lengths = {"qualities": (20.0,)} if len(tokens) == 1 else {}

@@ -31,6 +31,10 @@ class Cloud:
     spot: bool = False
 
     @property
+    def region(self) -> str:
+        return self.zone.rpartition("-")[0]
+
+    @property
     def bucket_name(self) -> str:
         return self.bucket.removeprefix("gs://").partition("/")[0]
 
@@ -159,7 +163,7 @@ def gke_script(experiment: str, unit: Unit, cloud: Cloud) -> str:
     """Applies a unit's Job to the cluster that kubectl points to, waits until it has ended, and removes it."""
     name = machine_name(experiment, unit)
     ended = 'jsonpath={.status.conditions[?(@.status=="True")].type}'
-    return f"""kubectl apply --filename=- <<'MANIFEST'
+    return f"""kubectl apply --filename=- <<'MANIFEST' || exit 1
 {json.dumps(gke_job(experiment, unit, cloud), indent=1)}
 MANIFEST
 until state=$(kubectl get job {name} --output='{ended}') && echo "$state" | grep -qE 'Complete|Failed'
@@ -174,7 +178,7 @@ def vertex_command(experiment: str, unit: Unit, cloud: Cloud) -> Words:
     """The gcloud command that submits what XManager submits to Vertex."""
     pool = f"machine-type=cloud-tpu,accelerator-type={cloud.tpu.vertex},accelerator-count={cloud.tpu.size}"
     pool += f",replica-count=1,container-image-uri={cloud.image}"
-    where = [f"--project={cloud.project}", f"--region={cloud.zone.rpartition('-')[0]}"]
+    where = [f"--project={cloud.project}", f"--region={cloud.region}"]
     arguments = "^;^" + ";".join(unit.arguments())  # ; and not , between arguments, which hold tuples
     name = machine_name(experiment, unit)
     head = ["gcloud", "ai", "custom-jobs", "create", *where, f"--display-name={name}"]

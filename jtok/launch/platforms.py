@@ -38,6 +38,8 @@ def run_elsewhere(experiment: Experiment, units_in: UnitsIn, root: Path, args: a
     cloud = _cloud(args, args.platform)
     check_tools(args.platform)
     xmanager_.require()
+    if args.platform == "vertex":
+        xmanager_.prepare_vertex(cloud)
     check_workdir(str(root))
     return _run_cloud(experiment, units_in, root, cloud, args)
 
@@ -109,13 +111,15 @@ def _cloud(args: argparse.Namespace, platform: str, *, placeholders: bool = Fals
 
 
 def check_tools(platform: str) -> None:
-    """Raises UserError where the command line tools of a cloud are missing, or nobody is logged in."""
+    """Raises UserError where tools of a cloud are missing, nobody is logged in, or no cluster is chosen."""
     for tool in ("gcloud", *(["kubectl"] if platform == "gke" else [])):
         if shutil.which(tool) is None:
             raise UserError(f"--platform={platform} needs {tool}, which is not installed: install the Google Cloud CLI")
     words = ["gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)"]
     if not subprocess.run(words, capture_output=True, text=True).stdout.strip():
         raise UserError("gcloud has no active account: run `gcloud auth login` first")
+    if platform == "gke" and subprocess.run(["kubectl", "config", "current-context"], capture_output=True).returncode:
+        raise UserError("kubectl points to no cluster: run `gcloud container clusters get-credentials NAME` first")
 
 
 def dry_run(experiment: Experiment, units_in: UnitsIn, root: Path, args: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ what became of each, is therefore looked after here. What a unit left in its dir
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,27 @@ def _local_job(experiment: Any, script: str) -> Any:
     spec = xm.binary(path="/bin/sh", args=["-c", script], executor_spec=xm_local.Local.Spec())
     (executable,) = experiment.package([spec])
     return xm.Job(executable, xm_local.Local())
+
+
+def prepare_vertex(cloud: Cloud) -> None:
+    """Tells XManager the project, region and bucket, which it takes from its environment and a default otherwise.
+
+    Raises UserError where there are no credentials of the kind that its libraries use.
+    """
+    require()
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
+    from xmanager.cloud import vertex
+
+    os.environ["GOOGLE_CLOUD_PROJECT"] = cloud.project
+    os.environ["GOOGLE_CLOUD_BUCKET_NAME"] = cloud.bucket_name
+    try:
+        google.auth.default()
+    except DefaultCredentialsError:
+        raise UserError(
+            "there are no credentials for XManager's libraries: run `gcloud auth application-default login` first"
+        ) from None
+    vertex.set_default_client(vertex.Client(project=cloud.project, location=cloud.region))
 
 
 def run_vertex(title: str, units: Sequence[Unit], cloud: Cloud, max_parallel: int) -> set[str]:

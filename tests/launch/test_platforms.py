@@ -178,6 +178,10 @@ WHERE = ("--project=p", "--zone=us-west4-a", "--bucket=gs://b")
         (["--platform=tpu_vm", *WHERE, "--tpu=v5e-9"], "gcloud", "there is no v5e of size 9"),
         (["--platform=tpu_vm", *WHERE], "", "needs gcloud, which is not installed"),
         (["--platform=tpu_vm", *WHERE], "gcloud", "gcloud has no active account"),
+        (["--platform=gke", *WHERE, "--image=i"], "gcloud", "needs kubectl, which is not installed"),
+        (["--platform=gke", *WHERE], "gcloud", "--platform=gke needs --image"),
+        (["--platform=vertex", *WHERE, "--tpu=v3-8"], "gcloud", "--platform=vertex needs --image"),
+        (["--platform=dry_run", "--of=xm_local"], "", "--of=xm_local has no commands to print"),
         (["--platform=tpu_vm", *WHERE[:2], "--bucket=b"], "gcloud", "--bucket=b is no bucket"),
         (["--max_parallel=0"], "", "it must be at least 1"),
         (["--platfrom=local"], "", "unknown flag --platfrom=local"),
@@ -194,6 +198,31 @@ def test_bad_input_is_one_sentence_before_anything_starts(toy, stubs, flags, too
     assert code == 2 and sentence in error, error
     assert len(error.splitlines()) == 1 and not out
     assert not sweep.attempts("a")
+
+
+@pytest.mark.parametrize(
+    ("platform", "kubectl", "sentence"),
+    [
+        ("gke", "exit 1", "kubectl points to no cluster"),
+        ("gke", "echo cluster", "needs XManager"),
+        ("tpu_vm", "", "needs XManager"),
+    ],
+)
+def test_what_is_missing_behind_the_login(toy, stubs, platform, kubectl, sentence):
+    if sentence == "needs XManager" and importlib.util.find_spec("xmanager"):
+        pytest.skip("XManager is installed")
+    stubs.add("gcloud", "echo somebody@example.com")
+    stubs.add("kubectl", kubectl)
+    sweep = toy(a="quick")
+    code, out, error = sweep.run(f"--platform={platform}", *WHERE, "--image=i", PATH=str(stubs.folder))
+    assert code == 2 and sentence in error and len(error.splitlines()) == 1 and not out, error
+    assert not sweep.attempts("a") and not [line for line in stubs.lines() if "create" in line or "apply" in line]
+
+
+def test_a_job_that_gke_does_not_take_is_not_waited_for(stubs):
+    stubs.add("kubectl", "exit 1")
+    assert stubs.run(gke_script("exp", UNIT, cloud("v5e-8", "gke", image="i"))).returncode == 1
+    assert [line.split()[1] for line in stubs.lines()] == ["apply"]
 
 
 def test_a_dry_run_prints_commands_and_starts_nothing(toy, stubs):
