@@ -5,9 +5,9 @@
     python experiments/tokenizer_rate_distortion.py                              released checkpoints, see `RELEASED`
 
 Every unit is one tokenizer, `jtok sweep` with configs/tokenizer/sweep.py: held-out photographs at fixed numbers of
-tokens and at adaptive ones, and the same photographs as JPEG and WebP. The small setting is the first of these units, in
-a minute; --config=configs/tokenizer/sweep.py:quick takes fewer points of smaller photographs. The papers' numbers are
-rFID on ImageNet, which this does not measure: those cells stay empty.
+tokens and at adaptive ones, and the same photographs as JPEG and WebP. The small setting is the first of these units,
+in a minute; --config=configs/tokenizer/sweep.py:quick takes fewer points of smaller photographs. The papers' numbers
+are rFID on ImageNet, which this does not measure: those cells stay empty.
 """
 
 import sys

@@ -22,6 +22,7 @@ LLAVA = {
     "--model": "data/llava-1.5-7b-hf",
     "--questions": "pope,data/pope/coco_pope_random.json,data/coco/val2014",
     "--images": 1000,
+    "--dtype": "bfloat16",
 }
 METHODS = ("topk", "evit", "ats", "random", "tome", "dpc-knn", "kmedoids", "token-pooling")
 VLM_METHODS = ("visionzip", "divprune", "fastv", "sparsevlm", "random")

@@ -19,6 +19,8 @@ def _flags(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("model", "", text, flag_values=values)
     text = "ask these instead, with --model: 'pope', 'gqa', 'textvqa' or 'vqav2', its file and its folder of images"
     absl_flags.DEFINE_list("questions", [], text, flag_values=values)
+    types = ["float32", "bfloat16"]
+    absl_flags.DEFINE_enum("dtype", "float32", types, "of --model's parameters and activations", flag_values=values)
     absl_flags.DEFINE_integer("images", 400, "held-out images (or questions)", flag_values=values, lower_bound=1)
     absl_flags.DEFINE_string("workdir", None, "directory for patterns.npz", flag_values=values, required=True)
 
@@ -48,11 +50,14 @@ def _run(args, config) -> int:
 
 
 def _of_questions(args, name: str, keeps: list[float]) -> list:
-    from jtok.commands.options import load_model
+    from jtok import compile_cache
     from jtok.evaluation.questions import held_out_questions
     from jtok.evaluation.record_patterns import question_pattern
+    from jtok.models.answer import load
+    from jtok.models.shipped import shipped
 
-    model = load_model(name)
+    compile_cache.enable()
+    model = shipped(dtype=args.dtype) if name == "shipped" else load(name, dtype=args.dtype)
     if args.questions:
         batches = _asked(model, args.questions, args.images)
         count = sum(len(b["key"]) for b in batches)

@@ -1,7 +1,10 @@
 """Patterns of token reduction: what is kept or merged, how alike that is, and tables of it."""
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import homogeneity_completeness_v_measure
 
 from jtok import cli
@@ -133,6 +136,21 @@ def test_the_command_records_the_shipped_models(tmp_path, capsys):
     (found,) = read_patterns(tmp_path / "vlm" / "patterns.npz")
     assert found.owner.shape == (1, 12, 81) and (kept(found.owner[-1]).sum(1) == 40).all()
     assert len(found.feature) == len(found.right) == 12
+
+
+@pytest.mark.slow
+def test_questions_of_a_benchmark_are_read_and_not_judged(tmp_path, capsys):
+    rows = [{"question_id": i, "image": "a.png", "text": "is there a seven?", "label": "yes"} for i in range(9)]
+    (tmp_path / "pope.json").write_text("\n".join(map(json.dumps, rows)))
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "a.png")
+    argv = ["patterns", "--method=divprune", "--model=shipped", f"--workdir={tmp_path / 'out'}"]
+    assert cli.main([*argv, f"--questions=pope,{tmp_path / 'pope.json'},{tmp_path}"]) == 0
+    (found,) = read_patterns(tmp_path / "out" / "patterns.npz")
+    assert found.owner.shape == (1, 8, 81) and found.accuracy is None  # whole batches only
+    assert "accuracy not asked, 8 images" in capsys.readouterr().out
+    assert cli.main([*argv, f"--questions=pope,{tmp_path / 'pope.json'},{tmp_path}", "--images=4"]) == 2
+    assert cli.main([*argv, "--questions=pope"]) == 2
+    assert "three words" in capsys.readouterr().err
 
 
 def test_patterns_refuse_what_is_no_pattern(tmp_path, capsys):
