@@ -41,7 +41,7 @@ def sweep(small=False):
 
 def report(workdirs):
     """Tables of what was measured and what is claimed, and accuracy against cost."""
-    from jtok.launch.pareto import claim_rows, config_argument, measured_rows, read_outputs
+    from jtok.launch.pareto import TIMES, claim_rows, config_argument, measured_rows, read_outputs
     from jtok.viz.pareto import draw_pareto
 
     records = read_outputs(workdirs, OUTPUT)
@@ -51,6 +51,7 @@ def report(workdirs):
     return launch.Report(
         {"measured": measured_rows(records), "claimed by the papers": claims},
         draw_pareto(list(records.values()), batch=8, title=__doc__.splitlines()[0]),
+        [TIMES],
     )
 
 

@@ -34,7 +34,7 @@ def sweep(small=False):
 
 def report(workdirs):
     """Tables of what was measured and what is claimed, and accuracy against cost in the small setting."""
-    from jtok.launch.pareto import claim_rows, measured_rows, read_outputs
+    from jtok.launch.pareto import TIMES, claim_rows, measured_rows, read_outputs
     from jtok.viz.pareto import draw_pareto
 
     records = read_outputs(workdirs, OUTPUT)
@@ -42,7 +42,7 @@ def report(workdirs):
     methods = [record["method"] for record in (costs or records).values()]
     rows = [cost_row(name, row) for name, row in costs.items()] if costs else measured_rows(records)
     figure = draw_costs(rows) if costs else draw_pareto(list(records.values()), batch=8, title=__doc__.splitlines()[0])
-    return launch.Report({"measured": rows, "claimed by the papers": claim_rows(methods, {})}, figure)
+    return launch.Report({"measured": rows, "claimed by the papers": claim_rows(methods, {})}, figure, [TIMES])
 
 
 def cost_row(name, row):

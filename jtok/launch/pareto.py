@@ -11,6 +11,9 @@ from jtok.launch.unit import read_done
 
 Record = Mapping[str, Any]
 
+#: What a reader of measured times should know.
+TIMES = "Times are of the machine as it was while each unit ran: compare them only if nothing else ran there."
+
 
 def read_outputs(workdirs: Mapping[str, Path], file: str) -> dict[str, Any]:
     """What units printed as JSON into `file`, by the unit's name."""
