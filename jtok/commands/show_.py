@@ -6,6 +6,7 @@ import sys
 
 from absl import flags as absl_flags
 
+from jtok.commands.evaluate_tokenizer import base_flag
 from jtok.commands.options import make_task, method_flags, parse_options
 from jtok.flags import Command
 
@@ -18,6 +19,7 @@ def _flags(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("out", "show.png", "picture to write", flag_values=values)
     text = "draw a picture at 1, 2, 4, ... tokens of this tokenizer instead: its file, or 'shipped'"
     absl_flags.DEFINE_string("tokenizer", None, text, flag_values=values)
+    base_flag(values)
     text = "PSNR that the adaptive rule of the tokenizer is asked for"
     absl_flags.DEFINE_string("quality", "28dB", text, flag_values=values)
 
@@ -51,10 +53,10 @@ def _prefixes(args) -> int:
     from jtok.commands.tokenize_ import parse_quality
     from jtok.data.photographs import PHOTOGRAPHS, photograph
     from jtok.data.picture import read_picture
-    from jtok.tokenizers.codec import Codec
+    from jtok.tokenizers.codec import Codec, codes_pictures
     from jtok.tokenizers.shipped import open_tokenizer
     from jtok.viz.pareto import save_figure
-    from jtok.viz.prefixes import draw_prefixes
+    from jtok.viz.prefixes import draw_prefixes, draw_whole
 
     quality = parse_quality(args.quality)
     compile_cache.enable()
@@ -65,7 +67,11 @@ def _prefixes(args) -> int:
     else:
         names = PHOTOGRAPHS["test"]
         picture = photograph(names[args.index % len(names)], 256)
-    figure, said = draw_prefixes(Codec(open_tokenizer(args.tokenizer)), picture, quality)
+    tokenizer = open_tokenizer(args.tokenizer, args.base)
+    if codes_pictures(tokenizer):
+        figure, said = draw_prefixes(Codec(tokenizer), picture, quality)
+    else:
+        figure, said = draw_whole(tokenizer, picture)
     save_figure(args.out, figure, dpi=110)
     print(f"{said}; wrote {args.out}")
     return 0

@@ -179,7 +179,9 @@ class ALIT(Tokenizer):
     def analyse(self, images: Float[Array, "B H W 3"], *, train: bool = False, key: Array | None = None) -> Code:
         """The code of the last round; `extra["rounds"]` holds the others'."""
         if self.base is None:
-            raise UserError("ALIT codes the grid of a base tokenizer: make it with one, or call `rollout` with a grid.")
+            raise UserError(
+                "ALIT codes the grid of a base tokenizer: give its file as the base, or call `rollout` with a grid."
+            )
         grid = self.base.encode(images)
         targets = None
         if self.base_codebook is not None:

@@ -155,11 +155,20 @@ def fewest(errors: Float[np.ndarray, "T L"], lengths: tuple[int, ...], quality: 
     return np.asarray(lengths, np.int32)[first]
 
 
+def codes_pictures(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer codes pictures of any size, tile by tile: a TiTok with ids and without text."""
+    c = getattr(tokenizer, "config", None)
+    return isinstance(tokenizer, TiTok) and c.bottleneck != "kl" and not c.text_length
+
+
 def code_size(tokenizer: Tokenizer) -> int:
     """Number of ids that a tokenizer has. Raises UserError for one that cannot code pictures as ids by itself."""
     c = getattr(tokenizer, "config", None)
-    if not isinstance(tokenizer, TiTok) or c.bottleneck == "kl" or c.text_length:
-        raise UserError("pictures are coded by a TiTok with an FSQ or VQ bottleneck and without text; this is another.")
+    if not codes_pictures(tokenizer):
+        raise UserError(
+            "pictures are coded by a TiTok with an FSQ or VQ bottleneck and without text; this is another, which jtok "
+            "show and jtok evaluate take."
+        )
     return tokenizer.quantizer.size if c.bottleneck == "fsq" else c.codebook
 
 

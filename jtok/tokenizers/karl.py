@@ -190,7 +190,9 @@ class KARL(Tokenizer):
     ) -> Code:
         """The code for a wanted error, 0.03 to 0.07 being usual."""
         if self.base is None:
-            raise UserError("KARL codes the grid of a base tokenizer: make it with one, or call `code` with a grid.")
+            raise UserError(
+                "KARL codes the grid of a base tokenizer: give its file as the base, or call `code` with a grid."
+            )
         wanted = jnp.broadcast_to(jnp.asarray(error, jnp.float32), (images.shape[0],))
         return self.code(images, self.base.encode(images), wanted, tokens, train=train)
 

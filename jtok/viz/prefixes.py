@@ -9,7 +9,10 @@ from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jtok.data.transforms import centre_crop
 from jtok.evaluation.image_quality import psnr
+from jtok.evaluation.reconstruction import image_side, reconstruct, usual_counts
+from jtok.tokenizers.code import Tokenizer
 from jtok.tokenizers.codec import Codec, check_quality
 from jtok.tokenizers.container import pack
 
@@ -45,9 +48,36 @@ def _decoded(codec: Codec, picture, found, counts, title: str) -> tuple[str, np.
     return f"{title}\n{bits:.3f} bits per pixel, {psnr(picture[None] / 255, again[None] / 255)[0]:.2f} dB", again
 
 
+def draw_whole(tokenizer: Tokenizer, picture: UInt8[np.ndarray, "H W 3"]) -> tuple[Figure, str]:
+    """(panels: the middle of a picture at the size a tokenizer was made for, and what it keeps at growing numbers of
+    tokens; one sentence). For tokenizers whose code is of a whole image."""
+    image = centre_crop(picture, image_side(tokenizer), 1.0)
+    counts = usual_counts(tokenizer)
+    panels: list[tuple[str, Any]] = [("picture", image)]
+    for count, made in zip(counts, reconstruct(tokenizer, image[None], counts, batch=1), strict=True):
+        held, quality = int(made.used.sum()), psnr(image[None] / 255, made.images)[0]
+        of = f" of {count}" if held != count else ""
+        panels.append(
+            (f"{held}{of} token{'s'[: held > 1]}\n{quality:.2f} dB", np.uint8(np.round(made.images[0] * 255)))
+        )
+    figure, _ = _grid(panels)
+    side = f"{image.shape[1]} x {image.shape[0]} pixels"
+    return figure, f"{side} from the picture's middle, {panels[-1][0].replace(chr(10), ', ')}"
+
+
 def _figure(panels, counts: np.ndarray, most: int) -> Figure:
+    figure, axes = _grid(panels, more=1)
+    chosen = axes[len(panels)]
+    shown = chosen.imshow(counts, vmin=1, vmax=most, cmap="viridis", interpolation="nearest", aspect="equal")
+    chosen.set_title("tokens of each tile", fontsize=10)
+    figure.colorbar(shown, ax=chosen, shrink=0.7)
+    return figure
+
+
+def _grid(panels, more: int = 0) -> tuple[Figure, np.ndarray]:
+    """A figure of titled pictures with room for `more`, and its axes."""
     height, width = panels[0][1].shape[:2]
-    rows = -(-(len(panels) + 1) // COLUMNS)
+    rows = -(-(len(panels) + more) // COLUMNS)
     shape = min(max(height / width, 0.3), 3.0)
     figure = Figure(figsize=(4 * COLUMNS, rows * (4 * shape + 0.6)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -57,8 +87,4 @@ def _figure(panels, counts: np.ndarray, most: int) -> Figure:
     for axis, (title, image) in zip(axes, panels, strict=False):
         axis.imshow(image, interpolation="nearest", aspect="equal")
         axis.set_title(title, fontsize=10)
-    chosen = axes[len(panels)]
-    shown = chosen.imshow(counts, vmin=1, vmax=most, cmap="viridis", interpolation="nearest", aspect="equal")
-    chosen.set_title("tokens of each tile", fontsize=10)
-    figure.colorbar(shown, ax=chosen, shrink=0.7)
-    return figure
+    return figure, axes

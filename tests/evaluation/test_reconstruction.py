@@ -18,6 +18,7 @@ from jtok.evaluation.reconstruction import evaluate_tokenizer, used, usual_count
 from jtok.tokenizers.code import Code, Tokenizer
 from jtok.tokenizers.files import save_tokenizer
 from jtok.tokenizers.titok import TiTok, TiTokConfig
+from jtok.viz.prefixes import draw_whole
 
 
 class Halves(Tokenizer):
@@ -63,6 +64,13 @@ def test_tokens_that_are_needed_need_no_prefix():
 def test_usual_counts():
     assert usual_counts(SimpleNamespace(lengths=tuple(range(1, 25)))) == (1, 2, 4, 8, 16, 24)
     assert usual_counts(SimpleNamespace(lengths=(32,))) == (32,)
+
+
+def test_a_whole_picture_at_growing_numbers_of_tokens():
+    figure, said = draw_whole(Halves(), np.tile(pictures(1)[0], (3, 2, 1)))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles[0] == "picture" and titles[1].startswith("1 token\n") and titles[2].startswith("2 tokens\n")
+    assert said.startswith("16 x 16 pixels from the picture's middle, 2 tokens, ")
 
 
 def test_the_command(tmp_path, capsys):
