@@ -76,6 +76,10 @@ def _question_model(args) -> Path:
     from jtok.models.shipped import ASSET
 
     source = Path(str(importlib.resources.files("jtok") / ASSET)) if args.model == "shipped" else Path(args.model)
+    if (source / "checkpoints").is_dir():
+        raise UserError(
+            f"'{source}' is the directory of a run: give '{source}/model', which stands there when it ends."
+        )
     model, options = answer.load(source), parse_options(args.option)
     how = {"method": args.method, "keep": args.keep, "options": options}
     if args.method != "none":
