@@ -21,8 +21,10 @@ _HOME = {
     "catalogue": "jtok.registry",
     "load": "jtok.models.answer",
     "load_tower": "jtok.models.towers",
+    "make_mesh": "jtok.sharding",
     "make_plan": "jtok.registry",
     "method": "jtok.registry",
+    "place": "jtok.sharding",
     "reduce": "jtok.models.answer",
 }
 
@@ -40,8 +42,10 @@ __all__ = [
     "catalogue",
     "load",
     "load_tower",
+    "make_mesh",
     "make_plan",
     "method",
+    "place",
     "reduce",
 ]
 

@@ -6,10 +6,11 @@ gathered layer by layer as they are used (ZeRO, arXiv:1910.02054); `tensor` spli
 parameters, so the same table places them.
 """
 
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -123,6 +124,15 @@ def shardings(tree: PyTree[Any], mesh: Mesh) -> PyTree[NamedSharding]:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def placed(tree: PyTree[Any], mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a tree with the places of its leaves, for what reads or compiles to them."""
+
+    def with_place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(with_place, tree, shardings(tree, mesh))
+
+
 def place(tree: PyTree[Any], mesh: Mesh) -> PyTree[jax.Array]:
     """Parameters on the devices of a mesh, each device getting its own part and no more.
 
@@ -145,6 +155,15 @@ def gather(tree: PyTree[Any]) -> PyTree[np.ndarray]:
         return np.asarray(leaf)
 
     return jax.tree.map(fetch, tree)
+
+
+@contextlib.contextmanager
+def on_mesh_of(params: PyTree[Any]) -> Iterator[None]:
+    """What is traced inside knows the mesh on which parameters live, if they live on one: its ops split the batch as
+    the mesh does, and take no kernel where the compiler has to split them."""
+    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    with jax.set_mesh(where.mesh) if isinstance(where, NamedSharding) else contextlib.nullcontext():
+        yield
 
 
 def whole(mesh: Mesh) -> NamedSharding:
