@@ -8,7 +8,7 @@ compiled ahead of time for a pod holds the pod's kernels.
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,23 +102,27 @@ def partitioned() -> bool:
     return math.prod(split) > 1
 
 
-def by_rows(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, each device of a mesh that the compiler would split the batch over doing its own rows.
+def by_rows(function: Callable[..., Any], *args: Any, shared: Sequence[Any] = ()) -> Any:
+    """`function(*args, *shared)`, each device of a mesh that the compiler would split the batch over doing its rows.
 
-    args: arrays whose first axis is the batch, or None; so are the results. The compiler splits no Pallas kernel, and
-    would gather the whole batch for a loop over pieces of it. Without such a mesh, or where it does not divide the
-    batch, this is a plain call.
+    args: arrays whose first axis is the batch, or None; so are the results. shared: arrays that every row needs whole,
+    or None. The compiler splits no Pallas kernel, and would gather the whole batch for a loop over pieces of it.
+    Without such a mesh, or where it does not divide the batch, this is a plain call.
     """
     mesh = jax.sharding.get_abstract_mesh()
     known = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
     free = {name: n for name, n, kind in known if kind == AxisType.Auto}
     axes = {name: n for name, n in free.items() if name in BATCH_AXES and n > 1}
     if not axes or args[0].shape[0] % math.prod(axes.values()):
-        return function(*args)
-    rows = PartitionSpec(tuple(axes))
-    # Mosaic refuses a kernel while any axis is left to the compiler, be it of one device.
-    mine = set(axes) | {name for name, n in free.items() if n == 1}
-    return jax.shard_map(function, in_specs=rows, out_specs=rows, axis_names=mine, check_vma=False)(*args)
+        return function(*args, *shared)
+    # Mosaic refuses a kernel while any axis is left to the compiler, be it of one device; in the specs, such an axis
+    # saves the backward pass a sum over nobody.
+    mine = tuple(name for name, n in free.items() if name in axes or n == 1)
+    specs = (PartitionSpec(mine),) * len(args) + (PartitionSpec(),) * len(shared)
+    split = jax.shard_map(
+        function, in_specs=specs, out_specs=PartitionSpec(mine), axis_names=set(mine), check_vma=False
+    )
+    return split(*args, *shared)
 
 
 def block_sizes(table: Mapping[str, Any], default: str) -> Any:

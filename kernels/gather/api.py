@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PyTree
 from jtok.errors import UserError
 from jtok.kernels.gather import gpu, reference, tpu
 from jtok.kernels.numerics import is_concrete
-from jtok.kernels.platform import Implementation, check_implementation, dispatch
+from jtok.kernels.platform import Implementation, by_rows, check_implementation, dispatch
 
 
 def gather(
@@ -38,11 +38,12 @@ def gather(
     check_implementation("gather", implementation)
     if not jnp.issubdtype(index.dtype, jnp.integer):
         raise UserError(f"gather: index is {index.dtype}; pass integers.")
-    return jax.tree.map(lambda leaf: _gather(leaf, index, axis, implementation), x)
+    for leaf in jax.tree.leaves(x):
+        _check(leaf, index, axis)
+    return jax.tree.map(lambda leaf: by_rows(partial(_gather, axis, implementation), leaf, index), x)
 
 
-def _gather(x: Array, index: Array, axis: int, implementation: Implementation) -> Array:
-    _check(x, index, axis)
+def _gather(axis: int, implementation: Implementation, x: Array, index: Array) -> Array:
     lead, n, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     if index.ndim == 2 and axis > 1:
         shared = index.reshape(index.shape[:1] + (1,) * (axis - 1) + index.shape[1:])

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok.errors import UserError
 from jtok.kernels.max_min_select import gpu, reference, tpu
 from jtok.kernels.numerics import first_argmax, is_concrete
-from jtok.kernels.platform import Implementation, check_implementation, dispatch
+from jtok.kernels.platform import Implementation, by_rows, check_implementation, dispatch
 
 METRICS = ("cosine", "l2", "l1")
 
@@ -61,11 +61,15 @@ def max_min_select(
     weight, bonus = (None if w is None else w.astype(jnp.float32) for w in (weight, bonus))
     args = lax.stop_gradient((x, weight, bonus, first, chosen, valid))
     static = {"k": k, "metric": metric}
+    return by_rows(partial(_select, static, implementation), *args)
+
+
+def _select(static, implementation, *args):
     return dispatch(
         "max_min_select", *args,
         xla=partial(reference.select, **static),
-        tpu=partial(tpu.select, **static) if tpu.takes(x, metric) else None,
-        gpu=partial(gpu.select, **static) if gpu.takes(x) else None,
+        tpu=partial(tpu.select, **static) if tpu.takes(args[0], static["metric"]) else None,
+        gpu=partial(gpu.select, **static) if gpu.takes(args[0]) else None,
         implementation=implementation,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from jtok.kernels.gather.api import take
 from jtok.kernels.gather.reference import take as reference_take
 from jtok.kernels.merge import gpu, reference, tpu
 from jtok.kernels.numerics import is_concrete
-from jtok.kernels.platform import Implementation, check_implementation, dispatch
+from jtok.kernels.platform import Implementation, by_rows, check_implementation, dispatch
 
 
 def merge(
@@ -46,11 +46,15 @@ def merge(
     check_implementation("merge", implementation)
     _check(x, assign, num, weight, mode)
     weight = None if weight is None else weight.astype(jnp.float32)
-    total, mass = segment_sum(x, assign.astype(jnp.int32), weight, num, implementation)
+    total, mass = by_rows(partial(_sum, num, implementation), x, assign.astype(jnp.int32), weight)
     if mode == "mean":
         empty = mass == 0
         total = jnp.where(empty[..., None], 0.0, total / jnp.where(empty, 1.0, mass)[..., None])
     return total.astype(x.dtype), mass
+
+
+def _sum(num, implementation, x, assign, weight):
+    return segment_sum(x, assign, weight, num, implementation)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

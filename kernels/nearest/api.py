@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok.errors import UserError
 from jtok.kernels.nearest import gpu, reference, tpu
 from jtok.kernels.numerics import is_concrete
-from jtok.kernels.platform import Implementation, check_implementation, dispatch
+from jtok.kernels.platform import Implementation, by_rows, check_implementation, dispatch
 
 METRICS = ("cosine", "dot", "l2")
 
@@ -52,15 +52,31 @@ def nearest(
     candidates = b if b.ndim == 3 else b[None]
     if mask is not None and not batched and mask.ndim == 2:
         mask = mask[None]
-    if candidates.shape[0] == 1 and (mask is None or mask.ndim == 1):
-        rows = rows.reshape(1, -1, rows.shape[-1])  # one set of candidates for all: the batch is only more rows
-    score, index = _search(rows, candidates, mask, metric, k, implementation)
-    found = score > -jnp.inf
-    index = jnp.where(found, index, 0)
-    value = reference.value(rows, candidates, index, score, metric)
-    value = jnp.where(found, value, jnp.inf if metric == "l2" else -jnp.inf)
+    value, index = _match_rows(rows, candidates, mask, metric, k, implementation)
     shape = a.shape[:-1] + ((k,) if k > 1 else ())
     return value.reshape(shape), index.reshape(shape)
+
+
+def _match_rows(rows, candidates, mask, metric, k, implementation):
+    """Value and index [B, N, k], each device of a mesh looking for its own rows of the batch."""
+    common, many = candidates.shape[0] == 1, mask is not None and mask.ndim > 1
+
+    def match(rows, own, own_mask, shared, shared_mask):
+        candidates = shared if own is None else own
+        mask = shared_mask if own_mask is None else own_mask
+        shape = (*rows.shape[:2], k)
+        if common and not many:
+            rows = rows.reshape(1, -1, rows.shape[-1])  # one set of candidates for all: the batch is only more rows
+        score, index = _search(rows, candidates, mask, metric, k, implementation)
+        found = score > -jnp.inf
+        index = jnp.where(found, index, 0)
+        value = reference.value(rows, candidates, index, score, metric)
+        value = jnp.where(found, value, jnp.inf if metric == "l2" else -jnp.inf)
+        return value.reshape(shape), index.reshape(shape)
+
+    own = None if common else candidates, mask if many else None
+    shared = candidates if common else None, None if many else mask
+    return by_rows(match, rows, *own, shared=shared)
 
 
 def _search(rows, candidates, mask, metric, k, implementation):
