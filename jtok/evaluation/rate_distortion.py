@@ -100,7 +100,7 @@ class RateDistortion:
             write_json(self.workdir / "records.json", self.records)
             say(f"{name}: {picture.shape[1]} x {picture.shape[0]} pixels coded")
         write_csv(self.workdir / "records.csv", self.records)
-        self.counts = list(count_facts(self.codec, s.split, s.crops, s.qualities))
+        self.counts = list(count_facts(self.codec, s.split, s.crops, s.qualities, s.shorter))
         write_json(self.workdir / "counts.json", self.counts)
         return self.records
 
@@ -214,10 +214,14 @@ def bits_at(points: Sequence[Mapping[str, Any]], qualities: Sequence[float]) -> 
     return rows
 
 
-def count_facts(codec: Codec, split: str, crops: int, qualities: Sequence[float]) -> Iterator[Record]:
+def count_facts(
+    codec: Codec, split: str, crops: int, qualities: Sequence[float], shorter: int | None = None
+) -> Iterator[Record]:
     """At each quality: counts of held-out crops of one tile, their Spearman correlation with the size as PNG, and the
-    count of a flat grey tile. The correlation is nan where all counts are equal."""
-    data = make_dataset("photos", split, size=codec.tile, length=crops)
+    count of a flat grey tile. The correlation is nan where all counts are equal.
+
+    shorter: shorter side of the photographs that are cropped (default: 4 tiles)."""
+    data = make_dataset("photos", split, size=codec.tile, length=crops, shorter=shorter)
     pictures = [data[i]["image"] for i in range(crops)]
     sizes = [png_bytes(picture) for picture in pictures]
     grey = np.full((codec.tile, codec.tile, 3), 128, np.uint8)
