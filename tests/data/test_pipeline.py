@@ -6,7 +6,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jtok.data import batches, digit_scenes, make_dataset
+from jtok.data import batches, digit_scenes, make_dataset, pipeline
 from jtok.errors import UserError
 
 NUMBERS = grain.MapDataset.source([{"image": np.full(2, i, np.uint8), "label": np.int32(i)} for i in range(22)])
@@ -39,6 +39,21 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(count):
     whole = labels(batches(NUMBERS, **options))
     parts = [labels(batches(NUMBERS, **options, process_index=p, process_count=count)) for p in range(count)]
     assert [sum(rows, []) for rows in zip(*parts, strict=True)] == whole
+
+
+def test_a_short_last_batch_is_filled_up_where_processes_share_it():
+    options = {"batch": 7, "epochs": 1, "drop_remainder": False}
+    parts = [list(batches(NUMBERS, **options, process_index=p, process_count=2)) for p in range(2)]
+    assert [len(batch["label"]) for batch in parts[0] + parts[1]] == [4] * 6  # 7 rows cannot be halved: 8
+    real = [batch["label"][batch["valid"]].tolist() for pair in zip(*parts, strict=True) for batch in pair]
+    assert sum(real, []) == list(range(22))
+
+
+def test_a_process_may_hold_parts_that_are_not_neighbours():
+    """As on a slice whose mesh goes along rows of chips and whose machines hold squares of them."""
+    whole = labels(batches(NUMBERS, batch=8, epochs=1))
+    rows = labels(pipeline._rows_of(NUMBERS[:16], 8, (0, 1, 3), 4).to_iter_dataset())
+    assert rows == [[*batch[:4], *batch[6:]] for batch in whole]
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])

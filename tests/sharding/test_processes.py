@@ -54,6 +54,31 @@ def same(one, other):
         assert float(b[key]) == pytest.approx(float(a[key]), rel=1e-4, abs=1e-5), key
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fsdp", "3"], "fsdp 3 times tensor 1 (config.mesh) does not divide the 4 devices"),
+        (["--batch", "6"], "a batch of 6 (config.train.batch) must be a multiple of the 4 parts"),
+        (["--tensor", "0"], "the mesh axis tensor (config.mesh.tensor) is 0; it must be at least 1"),
+    ],
+)
+@pytest.mark.slow
+def test_nothing_is_begun_for_what_the_devices_cannot_share(tmp_path, arguments, said):
+    process = start(tmp_path / "run", tmp_path / "cache", *arguments, devices=4)
+    error = process.communicate(timeout=LIMIT)[1]
+    assert process.returncode == 2 and said in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_mesh_of_four_devices_does_what_one_device_does(tmp_path):
+    """With parameters shared along both axes, and a plan whose ops split the batch."""
+    cache = tmp_path / "cache"
+    finish(start(tmp_path / "one", cache, "--method", "tome"))
+    finish(start(tmp_path / "four", cache, "--method", "tome", "--fsdp", "2", "--tensor", "2", devices=4))
+    same(tmp_path / "one", tmp_path / "four")
+
+
 @pytest.mark.slow
 def test_two_processes_do_what_one_does_and_go_on_from_each_others_checkpoints(tmp_path):
     cache = tmp_path / "cache"
