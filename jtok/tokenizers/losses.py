@@ -23,7 +23,7 @@ def pyramid_loss(a: Images, b: Images, levels: int = 3) -> Float[Array, " B"]:
     total = 0.0
     for level in range(levels):
         if level:
-            a, b = _halved(a), _halved(b)
+            a, b = averaged(a, 2), averaged(b, 2)
         if min(a.shape[1:3]) < 2:
             break
         for axis in (1, 2):
@@ -31,10 +31,11 @@ def pyramid_loss(a: Images, b: Images, levels: int = 3) -> Float[Array, " B"]:
     return total
 
 
-def _halved(x: Images) -> Images:
+def averaged(x: Images, side: int) -> Float[Array, "B h w 3"]:
+    """Means over squares of `side` pixels; what is left over at the border is not looked at."""
     b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    h, w = h // side, w // side
+    return x[:, : h * side, : w * side].reshape(b, h, side, w, side, c).mean((2, 4))
 
 
 class PatchDiscriminator(nnx.Module):

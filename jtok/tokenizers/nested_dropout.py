@@ -21,14 +21,18 @@ def round_up_to_power(count: Int[Array, "..."]) -> Int[Array, "..."]:
 
 
 def draw_counts(
-    key: Array, batch: int, most: int, kind: Literal["uniform", "pow2", "uniform_pow2"] = "uniform_pow2"
+    key: Array, batch: int, most: int, kind: Literal["uniform", "log_uniform", "pow2", "uniform_pow2"] = "uniform_pow2"
 ) -> Int[Array, " B"]:
     """How many latents of each image stay: uniform in 1..most, a uniform power of two, or the former rounded up to one.
 
-    Raises UserError for powers of two where `most` is none.
+    log_uniform (ours): n latents as often as log((n + 1) / n) says, so that short codes are trained as much as long
+    ones. Raises UserError for powers of two where `most` is none.
     """
     if kind == "uniform":
         return jax.random.randint(key, (batch,), 1, most + 1)
+    if kind == "log_uniform":
+        drawn = jnp.exp(jax.random.uniform(key, (batch,)) * jnp.log(most + 1.0))
+        return jnp.clip(jnp.floor(drawn).astype(jnp.int32), 1, most)
     if most & (most - 1):
         raise UserError(f"nested dropout over powers of two needs a power of two latents, not {most}.")
     if kind == "pow2":

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
 from jtok.evaluation.lpips import LPIPS
-from jtok.tokenizers.losses import pixel_loss, pyramid_loss
+from jtok.tokenizers.losses import averaged, pixel_loss, pyramid_loss
 from jtok.training.adversary import Adversary, adversary_config
 
 #: Mean squared error (40 dB) far below which an image is as good as its original.
@@ -22,7 +22,9 @@ VISIBLE = 1e-4
 def add_defaults(config: ml_collections.ConfigDict) -> None:
     """`config.loss` and `config.adversary`: weights, and the files of LPIPS."""
     # log: of the square loss of each image, so that every image and length has the same say in dB
-    config.loss = ml_collections.ConfigDict({"square": 1.0, "absolute": 0.0, "pyramid": 0.0, "log": 0.0})
+    # coarse: the same of images averaged over squares of 8 pixels, whose errors are what one sees between tiles
+    weights = {"square": 1.0, "absolute": 0.0, "pyramid": 0.0, "log": 0.0, "coarse": 0.0}
+    config.loss = ml_collections.ConfigDict(weights)
     config.loss.lpips = 0.0  # needs the files below; `pyramid` is the substitute that needs none
     config.loss.lpips_net = "vgg"
     config.loss.lpips_backbone = ""  # safetensors of torchvision's classifier
@@ -71,6 +73,9 @@ class PictureLoss:
             "absolute": weights.absolute * pixel_loss(again, images, 1).mean(),
             "pyramid": weights.pyramid * pyramid_loss(again, images).mean() if weights.pyramid else jnp.zeros(()),
         }
+        if weights.coarse:
+            square = pixel_loss(averaged(again, 8), averaged(images, 8))
+            terms["coarse"] = weights.coarse * jnp.log(square + VISIBLE).mean()
         if weights.lpips:
             terms["lpips"] = weights.lpips * self.perception(params)(again, images).mean()
         return terms

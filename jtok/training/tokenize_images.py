@@ -38,7 +38,8 @@ def default_config() -> ml_collections.ConfigDict:
     picture_loss.add_defaults(config)
     # moving averages in place of a codebook that learns; codes with a count below `dead` move onto latents of the batch
     config.codebook = ml_collections.ConfigDict({"average": 0.0, "dead": 0.0})
-    # how many latents stay in training: uniform, pow2, uniform_pow2, or one_for_all images of a batch; "" = all
+    # how many latents stay in training: uniform, log_uniform, pow2, uniform_pow2, or one_for_all images of a batch;
+    # "" = all
     config.drop = "uniform"
     config.eval_tokens = (1, 4, 16)  # lengths whose PSNR is reported while training
     return config

@@ -112,6 +112,9 @@ def test_nested_dropout_draws():
         drawn = np.asarray(draw_counts(jax.random.key(0), 500, 16, kind))
         assert drawn.min() >= 1 and drawn.max() == 16
         assert kind == "uniform" or set(drawn) == {1, 2, 4, 8, 16}
+    drawn = np.asarray(draw_counts(jax.random.key(0), 4000, 31, "log_uniform"))
+    shares = np.bincount(drawn, minlength=32)[1:] / 4000
+    np.testing.assert_allclose(shares, np.log2(1 + 1 / np.arange(1, 32)) / 5, atol=0.03)
     with pytest.raises(UserError, match="power of two"):
         draw_counts(jax.random.key(0), 4, 12)
 
