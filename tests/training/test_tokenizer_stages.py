@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from jtok.errors import UserError
@@ -18,11 +19,12 @@ from jtok.tokenizers.quantizers.ema import Codebook
 from jtok.tokenizers.titok import TiTok
 from jtok.training import predict_codes, train
 from jtok.training.frozen_base import base_config
-from jtok.training.image_task import UNTRAINED
+from jtok.training.image_task import UNTRAINED, pixel_decoder_from
 from jtok.training.picture_loss import PictureLoss
 from jtok.training.predict_codes import PredictCodes
 from jtok.training.state import named_leaves
 from jtok.training.tokenize_images import TokenizeImages, default_config
+from tests.tokenizers.conv_reference import Network
 from tests.training.tokenizer_tasks import TINY_VQGAN, tiny_titok, trained, with_adversary
 
 
@@ -120,6 +122,26 @@ def test_options_of_the_quantizer_are_reached_from_the_config():
     task = TokenizeImages(tiny_titok(**options))
     net = nnx.eval_shape(lambda: TiTok(task.shape, nnx.Rngs(0))).quantizer
     assert (net.entropy_weight, net.temperature, net.pass_through, net.beta) == tuple(options.values())
+
+
+def test_the_pixel_decoder_goes_on_from_the_file_of_the_vqgan(tmp_path):
+    vqgan = Network(blocks=2, maskgit=True)
+    vqgan.decoder(vqgan.encoder(torch.zeros(1, 3, 4, 4), 8))
+    book = vqgan.tensor("quantize.embedding.weight", (20, 8))
+    vqgan.save(tmp_path / "vqgan.safetensors")
+    shape = {"legacy": True, "pixels": True, "proxy": 20, "proxy_width": 8, "pixel_width": 32}
+
+    def fresh(multipliers):
+        task = TokenizeImages(tiny_titok(**shape, pixel_multipliers=multipliers))
+        made = nnx.eval_shape(lambda: TiTok(task.shape, nnx.Rngs(0)))
+        return nnx.to_pure_dict(nnx.state(made, nnx.Param))
+
+    found = pixel_decoder_from(tmp_path / "vqgan.safetensors", fresh((1, 2)))
+    np.testing.assert_array_equal(found["pixel_codes"], book)
+    kernel = vqgan.tensors["decoder.conv_out.weight"].permute(2, 3, 1, 0)
+    np.testing.assert_array_equal(found["pixel_decoder"]["conv_out"]["kernel"], kernel)
+    with pytest.raises(UserError, match="another shape than the tokenizer's"):
+        pixel_decoder_from(tmp_path / "vqgan.safetensors", fresh((1, 1)))
 
 
 @pytest.mark.parametrize(
