@@ -12,8 +12,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from jtok.errors import UserError
+from jtok.tokenizers.autoencoder import ConvShape
 from jtok.tokenizers.base_grid import Frozen
-from jtok.tokenizers.bases import VQGAN, AutoencoderKL, open_base
+from jtok.tokenizers.bases import VQGAN, AutoencoderKL, KLConfig, open_base
 from tests.tokenizers.conv_reference import Network, diffusers_name
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -148,3 +149,10 @@ def test_bad_files_are_refused(images, tmp_path):
     save_file(whole | {"decoder.conv_out.bias": np.zeros(4, np.float32)}, path)
     with pytest.raises(UserError, match="decoder.conv_out.bias of .* has shape"):
         open_base(path)
+
+
+def test_the_shape_of_stable_diffusion_has_its_published_parameters():
+    shape = ConvShape(4, 128, (128, 256, 512, 512))
+    state = nnx.state(nnx.eval_shape(lambda: AutoencoderKL(KLConfig(shape), nnx.Rngs(0))))
+    leaves = jax.tree.leaves(state)
+    assert (len(leaves), sum(x.size for x in leaves)) == (248, 83_653_863)
