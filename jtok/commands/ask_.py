@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from absl import flags as absl_flags
 
-from jtok.commands.options import method_flags, parse_options
+from jtok.commands.options import mesh_flags, method_flags, parse_mesh, parse_options
 from jtok.errors import UserError
 from jtok.flags import Command
 
 
 def _flags(values: absl_flags.FlagValues) -> None:
     method_flags(values)
+    mesh_flags(values)
     text = "directory of a Hugging Face checkpoint (default: the small model that comes with jtok)"
     absl_flags.DEFINE_string("model", None, text, flag_values=values)
     absl_flags.DEFINE_multi_string("image", [], "image file; repeatable", flag_values=values)
@@ -36,15 +38,18 @@ def _run(args, config) -> int:
     from jtok.models import answer, asking
     from jtok.models.sampling import Sampling
     from jtok.models.shipped import shipped
+    from jtok.sharding import place
 
     compile_cache.enable()
-    how = Sampling(args.temperature, args.top_p)
+    how, mesh = Sampling(args.temperature, args.top_p), parse_mesh(args)
     model = asking.describe(args.model, dtype=args.dtype) if args.model else shipped(dtype=args.dtype)
     model = answer.reduce(model, args.method, tokens=args.tokens, keep=args.keep, **parse_options(args.option))
     inputs = model.inputs(args.question, args.image)
     if args.model:
         asking.rehearse(model, inputs, args.max_new_tokens)
-        model = asking.with_weights(model, args.model, dtype=args.dtype)
+        model = asking.with_weights(model, args.model, dtype=args.dtype, mesh=mesh)
+    elif mesh is not None:
+        model = dataclasses.replace(model, params=place(model.params, mesh))
     reading, state = asking.read(model, inputs, room=args.max_new_tokens, seed=args.seed)
     if args.show:
         _show(model, inputs, reading, args)

@@ -7,12 +7,13 @@ import json
 from absl import flags as absl_flags
 
 from jtok.commands.evaluate_tokenizer import tokenizer_evaluation_flags
-from jtok.commands.options import make_task, method_flags, parse_options
+from jtok.commands.options import make_task, mesh_flags, method_flags, parse_mesh, parse_options
 from jtok.flags import Command
 
 
 def _flags(values: absl_flags.FlagValues) -> None:
     method_flags(values)
+    mesh_flags(values)
     absl_flags.DEFINE_string(
         "model", "", "a vision-language model: its directory, or 'shipped'; it answers digit-scene questions",
         flag_values=values,
@@ -35,16 +36,20 @@ def _run(args, config) -> int:
     args.images = args.images or 1000
     from jtok import registry
     from jtok.evaluation.sweep import Cell, held_out, run_cell
+    from jtok.sharding import on_mesh_of, place
     from jtok.training.weights import load_reducer
 
-    options = parse_options(args.option)
+    options, mesh = parse_options(args.option), parse_mesh(args)
     if args.model or (config is not None and config.get("task") == "answer_questions"):
-        return _answer(args, args.model or config.sweep.model, options)
+        return _answer(args, args.model or config.sweep.model, options, mesh)
     task, params = make_task(config)
+    params = params if mesh is None else place(params, mesh)
     plan = registry.make_plan(args.method, task.model.target(), args.keep, **options)  # before any image is read
     trained = {"model": params["model"], "plan": load_reducer(args.reducer, plan)} if args.reducer else None
     cell = Cell(args.method, args.keep, options, trained)
-    record = run_cell(task, params, cell, held_out(task, args.split, args.images))
+    images = held_out(task, args.split, args.images)
+    with on_mesh_of(params):
+        record = run_cell(task, params, cell, images)
     if args.json:
         print(json.dumps(record, indent=2))
         return 0
@@ -59,7 +64,7 @@ def _run(args, config) -> int:
     return 0
 
 
-def _answer(args, name: str, options) -> int:
+def _answer(args, name: str, options, mesh) -> int:
     """Held-out questions: accuracy in all and of every kind."""
     from rich.console import Console
 
@@ -68,14 +73,16 @@ def _answer(args, name: str, options) -> int:
     from jtok.evaluation.pareto import table
     from jtok.evaluation.questions import held_out_questions, run_cell
     from jtok.evaluation.sweep import Cell
+    from jtok.sharding import on_mesh_of
     from jtok.training.weights import load_reducer
 
-    model = load_model(name)
+    model = load_model(name, mesh)
     plan = registry.make_plan(args.method, model.config.target(), args.keep, **options)
     trained = {"model": model.params, "plan": load_reducer(args.reducer, plan)} if args.reducer else None
     side = model.config.tower.image
     questions = held_out_questions(model, args.images, split=args.split, size=side)
-    record = run_cell(model, Cell(args.method, args.keep, options, trained), questions)
+    with on_mesh_of(model.params):
+        record = run_cell(model, Cell(args.method, args.keep, options, trained), questions)
     if args.json:
         print(json.dumps(record | {"chance": questions.chance}, indent=2))
         return 0

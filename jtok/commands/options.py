@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from jtok.errors import UserError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 def method_flags(values: absl_flags.FlagValues, method: str = "none", keep: float = 0.5) -> None:
@@ -17,6 +21,20 @@ def method_flags(values: absl_flags.FlagValues, method: str = "none", keep: floa
     absl_flags.DEFINE_string("method", method, "name of a method (`jtok list` shows them)", flag_values=values)
     absl_flags.DEFINE_float("keep", keep, "share of the patches left after the last site", flag_values=values)
     absl_flags.DEFINE_multi_string("option", [], "a method's option as name=value; repeatable", flag_values=values)
+
+
+def mesh_flags(values: absl_flags.FlagValues) -> None:
+    """--fsdp and --tensor: over how many devices a model's parameters are spread."""
+    text = "devices that share every parameter and gather it when it is used"
+    absl_flags.DEFINE_integer("fsdp", 1, text, flag_values=values)
+    absl_flags.DEFINE_integer("tensor", 1, "devices that split heads, hidden units and vocabulary", flag_values=values)
+
+
+def parse_mesh(args: Any) -> Mesh | None:
+    """The mesh of `mesh_flags`; None, which leaves the model on the first device, where both are 1."""
+    from jtok.sharding import make_mesh
+
+    return None if args.fsdp == args.tensor == 1 else make_mesh(args.fsdp, args.tensor)
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -56,11 +74,15 @@ def make_task(config: ConfigDict | None):
     return task, task.init(jax.random.key(0))
 
 
-def load_model(name: str):
-    """A vision-language model: the one that comes with jtok ("shipped"), or that of a directory."""
+def load_model(name: str, mesh: Mesh | None = None):
+    """A vision-language model: the one that comes with jtok ("shipped"), or that of a directory; on a mesh if given."""
     from jtok import compile_cache
     from jtok.models.answer import load
     from jtok.models.shipped import shipped
+    from jtok.sharding import place
 
     compile_cache.enable()
-    return shipped() if name == "shipped" else load(name)
+    if name != "shipped":
+        return load(name, mesh=mesh)
+    model = shipped()
+    return model if mesh is None else dataclasses.replace(model, params=place(model.params, mesh))

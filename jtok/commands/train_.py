@@ -16,11 +16,15 @@ def _flags(values: absl_flags.FlagValues) -> None:
 
 
 def _run(args, config) -> int:
-    from jtok import compile_cache
+    import jax
+
+    from jtok import compile_cache, distributed
+    from jtok.sharding import gather
     from jtok.training.loop import train
     from jtok.training.stop import Stopped
     from jtok.training.tasks import make_task
 
+    distributed.initialize()
     compile_cache.enable()
     task = make_task(config)
     try:
@@ -28,7 +32,9 @@ def _run(args, config) -> int:
     except Stopped as stop:
         print(f"jtok train: {stop}", file=sys.stderr)
         return stop.exit_code
-    print(f"wrote {_export(task, state.eval_params, args.export, args.workdir)}")
+    params = gather(state.eval_params) if jax.process_count() > 1 else state.eval_params
+    if jax.process_index() == 0:
+        print(f"wrote {_export(task, params, args.export, args.workdir)}")
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from jtok.errors import UserError
 from jtok.models.arrange import Inputs
@@ -26,6 +27,7 @@ from jtok.models.sampling import Sampling
 from jtok.models.vlm import Reading, VLMConfig
 from jtok.plan import Plan, Target
 from jtok.registry import find, make_plan
+from jtok.sharding import on_mesh_of
 
 #: Prompts are padded to a multiple of so many tokens of text, so that few programs are compiled.
 TEXT_STEP = 32
@@ -62,7 +64,8 @@ class VLM:
                 f"room for {room} more: ask for a shorter answer, or give fewer or smaller images."
             )
         model = self.fitted(inputs)
-        return model._read(model.params, model._learned, inputs, room, key)
+        with on_mesh_of(model.params):
+            return model._read(model.params, model._learned, inputs, room, key)
 
     def positions_left(self, inputs: Inputs) -> int | None:
         """Positions behind the longest prompt of a batch; None where they are not known before it is read."""
@@ -101,7 +104,13 @@ class VLM:
         """Blocks of ids [B, up to `block`] (-1 = nothing) with the state behind each; see `generate.stream`."""
         language = self.params["language"]
         more = {"stops": stops, "how": how or Sampling(), "block": block, "policy": self.plan.at("decode")}
-        yield from stream(self._language, language, state, tokens, **more)
+        blocks = stream(self._language, language, state, tokens, **more)
+        while True:
+            with on_mesh_of(language):  # not while the caller holds a block
+                found = next(blocks, None)
+            if found is None:
+                return
+            yield found
 
     def add(self, state: State, ids: np.ndarray, valid: np.ndarray) -> State:
         """The conversation with more text [B,T], padded behind: the next question, over what was kept of the image.
@@ -111,7 +120,8 @@ class VLM:
         room = free_slots(state.caches)
         if ids.shape[1] > room:
             raise UserError(f"the question has {ids.shape[1]} tokens and the cache has room for {room}: ask afresh.")
-        return read_text(self._language, self.params["language"], state, ids, valid)
+        with on_mesh_of(self.params):
+            return read_text(self._language, self.params["language"], state, ids, valid)
 
     def stream(
         self,
@@ -202,15 +212,16 @@ class VLM:
         return nnx.split(nnx.eval_shape(lambda: self.config.decoder(nnx.Rngs(0))))[0]
 
 
-def load(path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLM:
+def load(path: str | os.PathLike, *, dtype: Dtype = "float32", mesh: Mesh | None = None) -> VLM:
     """A vision-language model from a local Hugging Face directory.
 
-    dtype: of the decoder's parameters and of all activations. Raises UserError, one sentence each, for what
+    dtype: of the decoder's parameters and of all activations. mesh: the devices that share it, such as
+    `jtok.make_mesh(tensor=8)`; None: it lives on the first one. Raises UserError, one sentence each, for what
     `load_vlm.load_vlm` and `processing.load_processor` refuse; no weight is read before both configs are understood.
     """
     vlm_config(path)  # before the tokenizer, so that a wrong model is called that
     processor = load_processor(path)  # before the weights, which take long
-    return VLM(*load_vlm(path, dtype=dtype), processor=processor)
+    return VLM(*load_vlm(path, dtype=dtype, mesh=mesh), processor=processor)
 
 
 def reduce(

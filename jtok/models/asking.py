@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from jtok.errors import UserError
 from jtok.models.answer import VLM
@@ -35,9 +36,9 @@ def describe(path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLM:
     return VLM(config, {}, processor=processor)
 
 
-def with_weights(model: VLM, path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLM:
-    """A model that `describe` made, with the parameters of its directory."""
-    return dataclasses.replace(model, params=load_vlm(path, dtype=dtype)[1])
+def with_weights(model: VLM, path: str | os.PathLike, *, dtype: Dtype = "float32", mesh: Mesh | None = None) -> VLM:
+    """A model that `describe` made, with the parameters of its directory, on a mesh as `jtok.load` puts them."""
+    return dataclasses.replace(model, params=load_vlm(path, dtype=dtype, mesh=mesh)[1])
 
 
 def rehearse(model: VLM, inputs: Any, room: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
+from jax.sharding import Mesh
 
 from jtok.errors import UserError
 from jtok.models.decoder import Decoder, DecoderConfig, Dtype
@@ -25,6 +26,7 @@ from jtok.models.stream import Part, read
 from jtok.models.vit import ViTConfig
 from jtok.models.vlm import VLMConfig
 from jtok.models.vlm_names import LANGUAGE_NAMES, NEWLINE_NAMES, PROJECTOR_NAMES, QWEN_NAMES
+from jtok.sharding import placed
 
 AnyConfig = VLMConfig | MllamaConfig
 
@@ -114,14 +116,18 @@ def vlm_config(path: str | os.PathLike, *, dtype: Dtype = "float32") -> AnyConfi
     )
 
 
-def load_vlm(path: str | os.PathLike, *, dtype: Dtype = "float32") -> tuple[AnyConfig, dict[str, Any]]:
+def load_vlm(
+    path: str | os.PathLike, *, dtype: Dtype = "float32", mesh: Mesh | None = None
+) -> tuple[AnyConfig, dict[str, Any]]:
     """A vision-language model's config and parameters from a Hugging Face directory of one of `_FAMILIES`.
 
-    dtype: of the decoder's parameters and of all activations; tower and projector keep float32 parameters. Raises
+    dtype: of the decoder's parameters and of all activations; tower and projector keep float32 parameters. mesh: the
+    devices that share the parameters (`jtok.sharding`), which are read to their places; None: the first one. Raises
     UserError as `load_decoder` does; the config is checked before any weight is read.
     """
     config = vlm_config(path, dtype=dtype)
     like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: config.network(nnx.Rngs(0))), nnx.Param))
+    like = like if mesh is None else placed(like, mesh)
     if isinstance(config, MllamaConfig):
         return config, read(open_weights(path), mllama_parts(config), like)
     parts = {

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import safetensors
+from jax.sharding import NamedSharding, Sharding
 
 from jtok.models.load import flatten
 from jtok.models.names import Rule
@@ -64,20 +65,24 @@ def read(weights: Weights, parts: Mapping[str, Part], like: Mapping[str, Any]) -
         with safetensors.safe_open(file, "np") as opened:
             for fill in its:
                 tensor = opened.get_tensor(fill.name)
-                leaf = _place(leaves[fill.path], tensor, fill.start, fill.how, fill.box)
+                where = leaves[fill.path].sharding
+                leaf = _place(leaves[fill.path], tensor, fill.start, fill.how, fill.box, where)
                 leaves[fill.path] = leaf.block_until_ready()  # or tensors would queue up in memory
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted])
 
 
-@functools.partial(jax.jit, static_argnames=("how", "box"), donate_argnums=0)
-def _place(leaf: jax.Array, tensor: jax.Array, start: tuple[int, ...], how: str, box: tuple[int, ...]) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("how", "box", "where"), donate_argnums=0)
+def _place(
+    leaf: jax.Array, tensor: jax.Array, start: tuple[int, ...], how: str, box: tuple[int, ...], where: Sharding
+) -> jax.Array:
     if how == "patch":
         tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
     elif how == "conv":
         tensor = tensor.reshape(tensor.shape[0], -1).T
     elif how not in ("flat", "table"):
         tensor = tensor.T
-    return jax.lax.dynamic_update_slice(leaf, tensor.astype(leaf.dtype).reshape(box), start)
+    filled = jax.lax.dynamic_update_slice(leaf, tensor.astype(leaf.dtype).reshape(box), start)
+    return jax.lax.with_sharding_constraint(filled, where) if isinstance(where, NamedSharding) else filled
 
 
 def _match(weights: Weights, parts: Mapping[str, Part], wanted: Mapping[str, Any]) -> list[_Fill]:
