@@ -80,7 +80,7 @@ def halting(case: Case) -> dict[str, Any]:
     for layer, name in pairs:
         layer.kernel[...], layer.bias[...] = w[f"{name}.weight"].T, w[f"{name}.bias"]
     wanted, bins = jnp.asarray(x["target_l1"])[:, 0], x["bin_values"]
-    code = net._read(jnp.asarray(x["latents"]), (1, 1), False)
+    code = net._read(jnp.asarray(x["latents"]), (1, 1), False, None)
     logits = code.extra["halt_logits"][..., None]
     return {
         "bin_value": bins[np.asarray(karl.error_bin(wanted, tuple(bins)))][:, None, None],
