@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from jtok.models.safetensor_files import Weights
+from jtok.tokenizers.released import fill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,3 +27,9 @@ class InMemory(Weights):
 def as_weights(tensors: Mapping[str, np.ndarray]) -> InMemory:
     """The tensors as a checkpoint with their names and shapes."""
     return InMemory(Path("golden"), {k: v.shape for k, v in tensors.items()}, {}, {}, tensors)
+
+
+def filled(make: Callable[[], Any], tensors: Mapping[str, np.ndarray]) -> Any:
+    """The tokenizer that `make` describes with these tensors, under its released names; nothing is drawn at random."""
+    net = nnx.eval_shape(make)
+    return fill(net, as_weights(tensors), net.names())

@@ -14,33 +14,29 @@ from jtok.tokenizers.flow import Guidance
 from jtok.tokenizers.masks import packed_mask
 from jtok.tokenizers.nested_dropout import fill_tail, round_up_to_power
 from jtok.tokenizers.quantizers import FSQ
-from jtok.tokenizers.released import fill
 from tests.parity.case import Case, difference
-from tests.parity.files import as_weights
+from tests.parity.files import filled
 
 SLUG = "flextok"
 
 
 def tiny(case: Case) -> dict[str, Any]:
     p = case.params
-    net = FlexTok(
-        FlexTokConfig(
-            encoder_depth=p["depth"],
-            decoder_depth=p["depth"],
-            encoder_width=p["dim"],
-            decoder_width=p["dim"],
-            head_size=p["head_dim"],
-            channels=p["vae_channels"],
-            patch=p["patch"],
-            grid=p["grid"],
-            registers=p["registers"],
-            levels=tuple(p["fsq_levels"]),
-            modulations=p["adaLN_expansion"],
-            frequencies=p["frequency_embedding_size"],
-        ),
-        nnx.Rngs(0),
+    config = FlexTokConfig(
+        encoder_depth=p["depth"],
+        decoder_depth=p["depth"],
+        encoder_width=p["dim"],
+        decoder_width=p["dim"],
+        head_size=p["head_dim"],
+        channels=p["vae_channels"],
+        patch=p["patch"],
+        grid=p["grid"],
+        registers=p["registers"],
+        levels=tuple(p["fsq_levels"]),
+        modulations=p["adaLN_expansion"],
+        frequencies=p["frequency_embedding_size"],
     )
-    net = fill(net, as_weights(case.weights), net.names())
+    net = filled(lambda: FlexTok(config, nnx.Rngs(0)), case.weights)
     last, first = (lambda x: jnp.moveaxis(jnp.asarray(x), 1, -1)), (lambda x: jnp.moveaxis(x, -1, 1))
     latents, noise, t = last(case.inputs["vae_latents"]), last(case.inputs["noise"]), case.inputs["timesteps"]
     z, code = net.encoder(latents), net.code(latents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,9 +11,8 @@ import numpy as np
 from flax import nnx
 
 from jtok.tokenizers import karl
-from jtok.tokenizers.released import fill
 from tests.parity.case import Case
-from tests.parity.files import as_weights
+from tests.parity.files import filled
 
 SLUG = "karl"
 
@@ -23,21 +23,18 @@ def tiny(case: Case) -> dict[str, Any]:
         side: tuple(p[f"{side}_{part}"] for part in ("width", "num_layers", "num_heads"))
         for side in ("encoder", "decoder")
     }
-    net = karl.KARL(
-        karl.KARLConfig(
-            patch=p["patch_size"],
-            **shapes,
-            most=case.weights["latent_tokens"].shape[0],
-            table=p["max_grid_tokens"],
-            codebook=p["vq_codebook_size"],
-            code_width=p["vq_token_dim"],
-            quantize=p["quantize_latent"],
-            base_width=p["base"]["embed_dim"],
-            base_codes=p["base"]["codebook"],
-        ),
-        nnx.Rngs(0),
+    config = karl.KARLConfig(
+        patch=p["patch_size"],
+        **shapes,
+        most=case.weights["latent_tokens"].shape[0],
+        table=p["max_grid_tokens"],
+        codebook=p["vq_codebook_size"],
+        code_width=p["vq_token_dim"],
+        quantize=p["quantize_latent"],
+        base_width=p["base"]["embed_dim"],
+        base_codes=p["base"]["codebook"],
     )
-    net = fill(net, as_weights(case.weights), net.names())
+    net = filled(lambda: karl.KARL(config, nnx.Rngs(0)), case.weights)
     image, grid = (jnp.moveaxis(jnp.asarray(x[name]), 1, -1) for name in ("image", "base_tokens"))
     wanted = jnp.broadcast_to(x["desired_quality"], (image.shape[0],))
     out = {
@@ -45,18 +42,23 @@ def tiny(case: Case) -> dict[str, Any]:
         "condition_bin_value": np.float32(karl.BINS)[np.asarray(karl.error_bin(wanted))].reshape(-1, 1, 1),
     }
     for budget in sorted({int(name.rsplit("_", 1)[1]) for name in case.outputs if name.startswith("indices_")}):
-        code = net.code(image, grid, wanted, budget)
-        guess = net.guess(code)
-        out |= {
-            f"latent_factorized_{budget}": _before_quantizer(net, image, grid, wanted, budget),
-            f"halt_prob_{budget}": jax.nn.sigmoid(code.extra["halt_logits"])[..., None],
-            f"indices_{budget}": code.ids,
-            f"active_count_{budget}": code.count[0],
-            f"decoder_logits_{budget}": guess,
-            f"decoded_code_{budget}": karl.guessed_code(guess, net.base_codebook[...]),
-            f"decoder_attn_mask_{budget}": karl.blocked(~code.extra["needed"], grid.shape[1] * grid.shape[2]),
-        }
+        found = jax.jit(functools.partial(_at, net, budget))(image, grid, wanted)
+        out |= {f"{name}_{budget}": value for name, value in found.items()}
     return out
+
+
+def _at(net, budget, image, grid, wanted) -> dict[str, Any]:
+    code = net.code(image, grid, wanted, budget)
+    guess = net.guess(code)
+    return {
+        "latent_factorized": _before_quantizer(net, image, grid, wanted, budget),
+        "halt_prob": jax.nn.sigmoid(code.extra["halt_logits"])[..., None],
+        "indices": code.ids,
+        "active_count": code.count[0],
+        "decoder_logits": guess,
+        "decoded_code": karl.guessed_code(guess, net.base_codebook[...]),
+        "decoder_attn_mask": karl.blocked(~code.extra["needed"], grid.shape[1] * grid.shape[2]),
+    }
 
 
 def _before_quantizer(net, image, grid, wanted, budget):

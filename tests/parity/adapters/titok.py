@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jtok.tokenizers.quantizers import VQ
 from jtok.tokenizers.released import fill
 from jtok.tokenizers.titok import TiTok, TiTokConfig
 from tests.parity.case import Case
-from tests.parity.files import as_weights
+from tests.parity.files import as_weights, filled
 
 SLUG = "titok"
 
@@ -53,8 +54,7 @@ def config(case: Case, **changes: Any) -> TiTokConfig:
 
 
 def tokenizer(case: Case, **changes: Any) -> TiTok:
-    model = TiTok(config(case, **changes), nnx.Rngs(0))
-    return fill(model, as_weights(case.weights), model.names())
+    return filled(lambda: TiTok(config(case, **changes), nnx.Rngs(0)), case.weights)
 
 
 def columns(x: jax.Array) -> jax.Array:
@@ -67,12 +67,17 @@ def first(x: jax.Array) -> jax.Array:
 
 
 def model(case: Case) -> dict[str, Any]:
-    net, image = tokenizer(case), jnp.moveaxis(jnp.asarray(case.inputs["image"]), 1, -1)
-    text = case.inputs.get("text")
+    net, x = tokenizer(case), case.inputs
+    image = jnp.moveaxis(jnp.asarray(x["image"]), 1, -1)
     if net.config.bottleneck == "kl":
-        return vae(net, image)
+        return jax.jit(functools.partial(vae, net))(image)
+    tokens = jnp.asarray(x["tokens"])[:, 0].astype(jnp.int32)
+    return jax.jit(functools.partial(_coded, net))(image, tokens, x.get("text"))
+
+
+def _coded(net: TiTok, image: jax.Array, tokens: jax.Array, text: jax.Array | None) -> dict[str, Any]:
     code = net.analyse(image, train=True)
-    given = net.from_ids(jnp.asarray(case.inputs["tokens"])[:, 0].astype(jnp.int32), code.count)
+    given = net.from_ids(tokens, code.count)
     full = (lambda code: net.synthesise(code, text=text)) if not net.config.legacy or net.config.pixels else None
     draw = full or net.proxy_logits
     return {
