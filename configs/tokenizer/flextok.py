@@ -10,8 +10,9 @@
 Batch, rate and steps are ours (the paper's code of training is not released); the alignment with DINOv2 that the paper
 adds is left out. The state of d18 is shared by groups of eight chips (config.mesh.fsdp; on fewer, set it to 1).
 
-Cost: memory and FLOPs of a step are in docs/compile.md. Expected, theirs and not measured here: gFID below 2 on ImageNet
-with 8 to 128 tokens; rFID 4.02 and PSNR 17.7 dB of the released d18-d28 with 256 tokens, as GPSToken's authors measured.
+Cost: memory and FLOPs of a step are in docs/compile.md. Expected, theirs and not measured here: gFID below 2 on
+ImageNet with 8 to 128 tokens; rFID 4.02 and PSNR 17.7 dB of the released d18-d28 with 256 tokens, as GPSToken's authors
+measured it.
 """
 
 from jtok.training import flow_tokenizer
