@@ -71,6 +71,20 @@ class Tiling:
         inside = down[:, None, :, None] & across[None, :, None, :]
         return self._fade() * inside.reshape(self.count, self.tile, self.tile)
 
+    def seam(self, error: Float[np.ndarray, "H W C"]) -> float:
+        """How much more the error of a joined image steps from pixel to pixel where tiles meet (in their overlap and
+        at its ends) than elsewhere: mean absolute steps, one over the other. 1 where no seam is to be seen; nan for a
+        single tile and for an error that is the same everywhere."""
+        steps = {"here": [], "elsewhere": []}
+        for axis, tiles in ((0, self.rows), (1, self.columns)):
+            step = np.abs(np.diff(error, axis=axis)).mean((1 - axis, 2))
+            first = np.arange(1, tiles)[:, None] * self._stride - 1
+            meets = np.isin(np.arange(len(step)), first + np.arange(self.overlap + 1))
+            steps["here"].append(step[meets])
+            steps["elsewhere"].append(step[~meets])
+        here, elsewhere = (np.concatenate(found) for found in steps.values())
+        return float(here.mean() / elsewhere.mean()) if len(here) and elsewhere.any() else float("nan")
+
     @property
     def _stride(self) -> int:
         return self.tile - self.overlap

@@ -69,3 +69,15 @@ def test_what_cannot_be_tiled_is_said():
         Tiling(0, 50, 32, 4)
     with pytest.raises(UserError, match="the image of"):
         Tiling(50, 50, 32, 4).cut(np.zeros((50, 51, 3)))
+
+
+@pytest.mark.parametrize("overlap", [0, 4])
+def test_a_seam_is_where_tiles_meet(overlap):
+    tiling = Tiling(60, 72, 16, overlap)
+    g = np.random.default_rng(0)
+    noise = g.normal(size=(60, 72, 3))
+    assert 0.9 < tiling.seam(noise) < 1.1
+    shifts = np.broadcast_to(g.normal(size=(tiling.count, 1, 1, 3)), (tiling.count, 16, 16, 3))
+    faint = 1e-3 * noise
+    assert tiling.seam(tiling.join(shifts) + faint) > 20
+    assert np.isnan(tiling.seam(np.zeros((60, 72, 3)))) and np.isnan(Tiling(9, 9, 16, 4).seam(noise[:9, :9]))
