@@ -1,7 +1,8 @@
 """Quality against bits per pixel: a tokenizer at fixed and at adaptive lengths, beside JPEG and WebP.
 
 Every point is a whole file's bytes, header and all, on held-out photographs of the same size; PSNR and SSIM (gauss11)
-are of 8-bit pictures. A codec's point is the mean over the photographs.
+are of 8-bit pictures; `seam` is how much more the error steps where tiles meet (`Tiling.seam`). A codec's point is the
+mean over the photographs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from jtok.training.record import git_commit, make_workdir, versions
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Record = dict[str, Any]
-MEANT = ("bits_per_pixel", "psnr", "ssim", "tokens")  # columns of which a codec's point is the mean
+MEANT = ("bits_per_pixel", "psnr", "ssim", "tokens", "seam")  # columns of which a codec's point is the mean
 
 
 def default_config() -> ConfigDict:
@@ -140,8 +141,10 @@ def _tokenized(codec: Codec, picture: Picture, s: ConfigDict) -> Iterator[Record
     ways += [("jtok, adaptive", f"{q:g} dB", found.at_quality(q)) for q in s.qualities]
     for name, setting, counts in ways:
         container = codec.container(found.tiling, found.ids, counts)
-        record = _point(name, setting, picture, len(pack(container)), codec.decode(container))
-        yield {**record, "tokens": float(counts.mean())}
+        again = codec.decode(container)
+        record = _point(name, setting, picture, len(pack(container)), again)
+        seam = found.tiling.seam(again.astype(np.float64) - picture)
+        yield {**record, "tokens": float(counts.mean()), "seam": seam}
 
 
 def _others(picture: Picture, s: ConfigDict) -> Iterator[Record]:
