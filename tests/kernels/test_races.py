@@ -5,6 +5,7 @@ kernel that accumulates over a grid dimension it calls "parallel" is found here,
 """
 
 import importlib
+import os
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ from jtok.kernels.max_min_select import reference
 from jtok.kernels.max_min_select import tpu as select
 from jtok.kernels.merge import tpu as merge
 from jtok.kernels.nearest import tpu as nearest
+
+# The cores are threads that wait for each other, and JAX has one thread for each CPU.
+pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two simulated cores need two CPUs")
 
 TWO_CORES = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
 
