@@ -112,8 +112,8 @@ def _collect(source: Path, paths: list[Path]) -> Weights:
 def _opened(path: Path) -> Iterator[Any]:
     if path.suffix in PICKLES:
         raise UserError(
-            f"'{path}' is a pickle, which can run code when read: convert it to safetensors where you trust it, for "
-            f"example by {CONVERT.format(path=path, out=path.with_suffix('.safetensors'))}"
+            f"'{path}' is a pickle, which can run code when read: convert it to safetensors where you trust it, by "
+            f"{CONVERT.format(path=path, out=path.with_suffix('.safetensors'))} for example."
         )
     try:
         with safetensors.safe_open(path, "np") as file:
