@@ -3,19 +3,19 @@
     jtok train --config=configs/tokenizer/photos.py --workdir=runs/photos_tokenizer
     jtok train --config=configs/tokenizer/photos.py:lengths --workdir=runs/photos_lengths \
         --config.weights=runs/photos_tokenizer/model.safetensors
-    jtok train --config=configs/tokenizer/photos.py:longest --workdir=runs/photos_longest \
-        --config.weights=runs/photos_lengths/model.safetensors
 
 32 x 32 pixels become 1 to 32 codes of 16 bits; 1.6 M parameters. The first command trains all lengths alike; the second
-goes on with short codes as often as long ones, and with a term for what one sees between tiles; the third gives the
-longest codes, which the second hardly saw, a few updates at a low rate, so that no token makes a picture worse.
+goes on with short codes as often as long ones, and with a term for what one sees between tiles. They took 86 and 33
+minutes on one busy CPU core. PSNR of crops of validation photographs at 1, 4, 16 and 32 tokens, dB: 22.6, 26.0, 31.4
+and 32.0 after the first; 24.2, 26.9, 30.9 and 31.6 after the second, which made
+jtok/assets/photos_tokenizer.safetensors.
 """
 
 from jtok.training.tokenize_images import default_config
 
 
 def get_config(arg: str = ""):
-    """`arg`: "", "lengths" and "longest" for the second and third part, or "quick" for a smoke run of a few minutes."""
+    """`arg`: "", "lengths" for the second part, or "quick" for a smoke run of a few minutes."""
     config = default_config()
     config.tokenizer.fields.update(
         {"image": 32, "patch": 8, "tokens": 32, "encoder": (128, 4, 4), "decoder": (128, 4, 4), "drop_tail": True}
@@ -33,9 +33,6 @@ def get_config(arg: str = ""):
         config.drop = "log_uniform"
         config.loss.coarse = 0.3
         config.train.update({"steps": 4000, "lr": 1.5e-3, "warmup": 50})
-    if arg == "longest":
-        config.loss.coarse = 0.3
-        config.train.update({"steps": 400, "lr": 2e-4, "warmup": 20, "ema": 0.98, "eval_every": 200})
     if arg == "quick":
         config.train.update({"steps": 300, "warmup": 50, "eval_every": 300, "checkpoint_every": 100})
     return config
