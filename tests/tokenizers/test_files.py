@@ -12,7 +12,10 @@ from jtok.tokenizers.files import fingerprint, load_tokenizer, save_tokenizer, t
 from tests.tokenizers.test_tokenizers import MAKE, Blocks, images
 
 
-@pytest.mark.parametrize("name", MAKE)
+LONG = ("alit", "karl")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in MAKE])
 def test_a_tokenizer_survives_its_file(name, tmp_path):
     net, path = MAKE[name](), tmp_path / "tokenizer.safetensors"
     save_tokenizer(path, net)

@@ -119,6 +119,7 @@ def test_nested_dropout_draws():
         draw_counts(jax.random.key(0), 4, 12)
 
 
+@pytest.mark.slow
 def test_flextok_learns_and_guidance_changes_the_sample():
     net, x = flextok(), images()
     loss, grads = nnx.value_and_grad(lambda n: n.loss(x, jax.random.key(2))["total"])(net)
