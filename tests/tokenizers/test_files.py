@@ -11,7 +11,6 @@ from jtok.errors import UserError
 from jtok.tokenizers.files import fingerprint, load_tokenizer, save_tokenizer, titok_config
 from tests.tokenizers.test_tokenizers import MAKE, Blocks, images
 
-
 LONG = ("alit", "karl")
 
 
