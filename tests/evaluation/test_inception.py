@@ -133,4 +133,5 @@ def test_random_convolutions_see_structure_and_no_flat_colour():
     assert quiet.shape == loud.shape == (3, 48)
     # beyond the border there is zero, which is the one structure that a flat image has
     assert quiet[:, :8].mean() < 0.5 * loud[:, :8].mean()
-    np.testing.assert_array_equal(loud, in_batches(features, noise, 3))
+    # a convolution's last bit depends on the batch and on the processor
+    np.testing.assert_allclose(loud, in_batches(features, noise, 3), rtol=1e-5, atol=1e-6)
