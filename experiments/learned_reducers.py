@@ -30,9 +30,9 @@ def main() -> int:
     from jtok import cli
     from jtok.commands.options import make_task
     from jtok.config_file import load_config
-    from jtok.evaluation.pareto import table, write_json
-    from jtok.evaluation.study import SceneReader, make_cells
-    from jtok.evaluation.sweep import Cell, held_out, run_cell
+    from jtok.evaluation.sweeps.pareto import table, write_json
+    from jtok.evaluation.sweeps.study import SceneReader, make_cells
+    from jtok.evaluation.sweeps.sweep import Cell, held_out, run_cell
 
     rows = []
     for method in args.methods.split(","):

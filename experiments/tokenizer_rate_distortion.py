@@ -49,7 +49,7 @@ def sweep(small=False):
 
 def report(workdirs):
     """Means over photographs, what a PSNR costs each codec, and the curves."""
-    from jtok.evaluation.rate_distortion import bits_at, read_units
+    from jtok.evaluation.sweeps.rate_distortion import bits_at, read_units
     from jtok.viz.rate_distortion import draw_curves
 
     points, counts = read_units(workdirs)

@@ -44,8 +44,8 @@ def sweep(small=False):
 
 def report(workdirs):
     """How alike kept sets, merge maps and features are, whether that goes with accuracy, and a picture of it."""
-    from jtok.evaluation import pattern_study as study
-    from jtok.evaluation.record_patterns import read_patterns
+    from jtok.evaluation.patterns import pattern_study as study
+    from jtok.evaluation.patterns.record_patterns import read_patterns
     from jtok.viz.patterns import draw_patterns
 
     groups = {"ViT": [], "VLM": []}

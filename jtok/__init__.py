@@ -10,23 +10,26 @@ from jtok.version import __version__
 
 _HOME = {
     "Claim": "jtok.registry",
-    "Conversation": "jtok.models.conversation",
+    "Conversation": "jtok.models.vlm.conversation",
     "Plan": "jtok.plan",
     "Reducer": "jtok.plan",
     "Signals": "jtok.signals",
     "Target": "jtok.plan",
     "Tokens": "jtok.tokens",
     "UserError": "jtok.errors",
-    "VLM": "jtok.models.answer",
-    "catalogue": "jtok.registry",
-    "load": "jtok.models.answer",
-    "load_tower": "jtok.models.towers",
+    "VLM": "jtok.models.vlm.model",
+    "catalogue": "jtok.methods.catalogue",
+    "load": "jtok.models.vlm.model",
+    "load_tower": "jtok.models.towers.open",
     "make_mesh": "jtok.sharding",
-    "make_plan": "jtok.registry",
+    "make_plan": "jtok.methods.catalogue",
     "method": "jtok.registry",
     "place": "jtok.sharding",
-    "reduce": "jtok.models.answer",
+    "reduce": "jtok.methods.reduce",
 }
+
+#: Names that are called otherwise where they are defined.
+_CALLED = {"catalogue": "methods"}
 
 __all__ = [
     "Claim",
@@ -53,7 +56,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'jtok' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module(_HOME[name]), _CALLED.get(name, name))
     globals()[name] = value  # the next access does not come here
     return value
 

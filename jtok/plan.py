@@ -76,7 +76,7 @@ class Plan:
     positions: what a language model takes for positions of what is left: `keep` those in the whole prompt, with gaps,
     or `renumber`, both in the order in which the method left the tokens; `restore` puts them in the order of the prompt
     and keeps (GAP, arXiv:2506.21873), `order` puts them in order and renumbers.
-    projector: stands in for the model's own (`jtok.models.projectors`), giving `projector_count` tokens.
+    projector: stands in for the model's own (`jtok.layers.projector`), giving `projector_count` tokens.
     variants: the plans over whose losses a training step takes the mean, `(plan, key) -> plans` (see `for_training`).
     embed: gives the embeddings [B,E] of questions that reducers read as `text_embedding`.
     objective: extra training losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok import kernels
 from jtok.errors import UserError
+from jtok.ops.merge import Matching
 
 AbsorbMode = Literal["size", "mean", "sum", "add_mean"]
 
@@ -160,6 +162,26 @@ class Tokens:
             policy=None if self.policy is None else average(self.policy, self.size),
             carry={k: jax.tree.map(lambda a: average(a, self.size), v) for k, v in self.carry.items()},
         )
+
+    def join(self, matching: Matching, how: AbsorbMode = "size") -> Tokens:
+        """The set in which the sources of a matching have joined their targets; `how` as in `absorb`."""
+        if matching.source.shape[1] == 0:
+            return self
+        return self.take(matching.kept).absorb(self.take(matching.source), matching.slot, how)
+
+    def pool(self, cells: np.ndarray, num: int) -> Tokens:
+        """Merges the patches of every crop by a fixed table: cell of each place of the grid, -1 = left out.
+
+        `num` tokens a crop, crop after crop, each the mean of its cell; there must be no special tokens. Raises
+        UserError if the tokens are no longer the whole grid.
+        """
+        crops = self.owner.shape[1] // cells.size
+        if self.special or self.count != crops * cells.size:
+            before = "no reducer may be placed before the pooling, and grids may not be resampled"
+            raise UserError(f"cells need all {cells.size} patches of every crop: {before}.")
+        cells = cells.reshape(-1)
+        assign = np.concatenate([np.where(cells < 0, -1, cells + crop * num) for crop in range(crops)])
+        return self.merge(jnp.broadcast_to(jnp.asarray(assign, jnp.int32), self.x.shape[:2]), crops * num)
 
     def mix(self, weights: Float[Array, "B K N"], x: Float[Array, "B K D"] | None = None) -> Tokens:
         """K new tokens, each a soft mixture of all tokens; `x` gives the features if they are not `weights @ x`.

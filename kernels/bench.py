@@ -18,7 +18,7 @@ from jax import lax
 
 import jtok.kernels
 from jtok.errors import UserError
-from jtok.evaluation.latency import compare, measure
+from jtok.evaluation.cost.latency import compare, measure
 from jtok.kernels.baselines import baselines
 from jtok.kernels.platform import target_chip
 

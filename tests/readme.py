@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jtok import registry
+from jtok.methods import catalogue
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- catalogue: begin -->", "<!-- catalogue: end -->"
@@ -14,11 +14,11 @@ BEGIN, END = "<!-- catalogue: begin -->", "<!-- catalogue: end -->"
 def table() -> str:
     """One Markdown line a method."""
     lines = ["| method | what it does | paper | family | training | reads |", "|---|---|---|---|---|---|"]
-    for m in registry.catalogue().values():
-        file = m.plan.__module__.rsplit(".", 1)[-1]
+    for m in catalogue.methods().values():
+        file = m.plan.__module__.replace(".", "/")
         paper = f"{m.title} ({m.paper})" if m.paper != "baseline" else "baseline"
         reads = ", ".join(f"`{r}`" for r in m.reads) or "-"
-        name = f"[`{m.name}`](jtok/methods/{file}.py)"
+        name = f"[`{m.name}`]({file}.py)"
         lines.append(f"| {name} | {m.idea} | {paper} | {m.family} | {m.training} | {reads} |")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jtok import cli, registry
+from jtok import cli
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
@@ -20,7 +20,7 @@ def test_list_names_every_method(capsys):
     code, out, _ = run(capsys, "list", "--json")
     rows = json.loads(out)
     assert code == 0
-    assert [row["name"] for row in rows] == list(registry.catalogue())
+    assert [row["name"] for row in rows] == list(catalogue.methods())
     assert all(row["paper"] and row["idea"] and row["site"] for row in rows)
 
 

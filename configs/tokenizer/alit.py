@@ -14,9 +14,9 @@ the base stays frozen in both stages, and the weight-free pyramid stands for LPI
 configs/tokenizer/titok.py). The paper's own numbers are not in our notes; none is claimed here.
 """
 
-from jtok.training import recurrent_tokenizer
-from jtok.training.adversary import switch_on
-from jtok.training.frozen_base import base_config
+from jtok.training.losses.adversary import switch_on
+from jtok.training.tasks import recurrent_tokenizer
+from jtok.training.tasks.frozen_base import base_config
 
 SIZES = {"tiny": (512, 8, 8), "small": (1024, 8, 8), "base": (768, 12, 12), "semilarge": (1024, 16, 16)}
 

@@ -15,8 +15,8 @@ ImageNet with 8 to 128 tokens; rFID 4.02 and PSNR 17.7 dB of the released d18-d2
 measured it.
 """
 
-from jtok.training import flow_tokenizer
-from jtok.training.frozen_base import base_config
+from jtok.training.tasks import flow_tokenizer
+from jtok.training.tasks.frozen_base import base_config
 
 
 def get_config(arg: str = "d18"):

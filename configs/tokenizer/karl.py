@@ -14,9 +14,9 @@ epochs, 20 of warm-up; the second batch is 256 here, so that a slice of 64 chips
 configs/tokenizer/alit.py. The paper's own numbers are not in our notes; none is claimed here.
 """
 
-from jtok.training import single_pass_tokenizer
-from jtok.training.adversary import switch_on
-from jtok.training.frozen_base import base_config
+from jtok.training.losses.adversary import switch_on
+from jtok.training.tasks import single_pass_tokenizer
+from jtok.training.tasks.frozen_base import base_config
 
 SIZES = {"small": (1024, 8, 8), "base": (768, 12, 12), "semilarge": (1024, 16, 16)}
 

@@ -15,8 +15,8 @@ ImageNet with 256 tokens: L 1.08, B 1.11, S 1.48. Without a suffix (`:s`) it is 
 """
 
 from jtok.tokenizers.titok import SIZES
-from jtok.training import predict_codes, tokenize_images
-from jtok.training.adversary import switch_on
+from jtok.training.losses.adversary import switch_on
+from jtok.training.tasks import predict_codes, tokenize_images
 
 NAMES = {"s": "small", "b": "base", "l": "large"}
 

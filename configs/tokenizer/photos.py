@@ -11,7 +11,7 @@ and 32.0 after the first; 24.2, 26.9, 30.9 and 31.6 after the second, which made
 jtok/assets/photos_tokenizer.safetensors.
 """
 
-from jtok.training.tokenize_images import default_config
+from jtok.training.tasks.tokenize_images import default_config
 
 
 def get_config(arg: str = ""):

@@ -4,7 +4,7 @@ jtok sweep --config configs/tokenizer/sweep.py --workdir runs/rate_distortion   
 jtok sweep --config configs/tokenizer/sweep.py --config.sweep.tokenizer=FILE --workdir runs/mine
 """
 
-from jtok.evaluation.rate_distortion import default_config
+from jtok.evaluation.sweeps.rate_distortion import default_config
 
 
 def get_config(arg: str = ""):

@@ -24,8 +24,8 @@ stages L-32 2.21, B-64 1.70, S-128 1.71; one stage with 8192 codes bl64 2.06, bl
 """
 
 from jtok.tokenizers.titok import SIZES
-from jtok.training import predict_codes, tokenize_images
-from jtok.training.adversary import switch_on
+from jtok.training.losses.adversary import switch_on
+from jtok.training.tasks import predict_codes, tokenize_images
 
 #: encoder, decoder, tokens, codebook, width of a code, cosine
 VARIANTS = {

@@ -13,7 +13,7 @@ By the contiguous cut, whose test digits are mostly by other writers, the same V
 command with :contiguous behind the file's name, stopped at update 4,599 and ended with --config.train.steps=6500.
 """
 
-from jtok.training.classify import default_config
+from jtok.training.tasks.classify import default_config
 
 
 def get_config(arg: str = ""):

@@ -9,12 +9,12 @@ Cost: about 300 epochs x 1.28 M images x 3 x 4.6 GMACs for DeiT-S. Expected: the
 `jtok list --json` under "claims"; none of them was measured here.
 """
 
-from jtok.models.presets import pixel_statistics
-from jtok.training.classify import default_config
+from jtok.models.towers.presets import pixel_statistics
+from jtok.training.tasks.classify import default_config
 
 
 def get_config(arg: str = "deit_s16"):
-    """`arg`: a preset of jtok/models/presets.py with a classifier."""
+    """`arg`: a preset of jtok/models/towers/presets.py with a classifier."""
     config = default_config()
     config.model.preset = arg
     config.data.mean, config.data.std = pixel_statistics(arg)

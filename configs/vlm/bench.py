@@ -5,11 +5,11 @@ jtok bench vlm --config configs/vlm/bench.py:llava-1.5-7b         full size in b
 jtok bench vlm --config configs/vlm/bench.py:llava-1.5-7b --config.batch=8 --json
 """
 
-from jtok.evaluation.bench_vlm import default_config
+from jtok.evaluation.bench.vlm import default_config
 
 
 def get_config(model: str = "llava-cpu"):
-    """`model`: a preset of `jtok.models.vlm_presets`, or the directory of a checkpoint."""
+    """`model`: a preset of `jtok.models.vlm.vlm_presets`, or the directory of a checkpoint."""
     config = default_config()
     config.model = model
     config.dtype = "float32" if model in ("llava-cpu", "llava-tiny") else "bfloat16"

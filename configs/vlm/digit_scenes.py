@@ -16,7 +16,7 @@ made.
 
 import ml_collections
 
-from jtok.training.answer_questions import default_config
+from jtok.training.tasks.answer_questions import default_config
 
 BASELINES = ("random", "uniform-grid", "average-pool", "downsample-image")
 BLIND = ("visionzip", "divprune", "fastervlm", "vtc-cls", "hired", "fopru", "tome")

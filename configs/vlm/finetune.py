@@ -7,7 +7,7 @@ Writes the model to the run's directory, and where the method has parameters of 
 mqt and m3 learn all token counts at once; a tokenpacker learns the one of --config.plan.keep.
 """
 
-from jtok.training.answer_questions import default_config
+from jtok.training.tasks.answer_questions import default_config
 
 
 def get_config(arg: str = "m3"):

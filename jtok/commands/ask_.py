@@ -35,9 +35,10 @@ def _run(args, config) -> int:
     if not args.image:
         raise UserError("there is no image: add --image=FILE.")
     from jtok import compile_cache
-    from jtok.models import answer, asking
-    from jtok.models.sampling import Sampling
-    from jtok.models.shipped import shipped
+    from jtok.models.decoder.sampling import Sampling
+    from jtok.models.vlm import asking
+    from jtok.models.vlm import model as answer
+    from jtok.models.vlm.shipped import shipped
     from jtok.sharding import place
 
     compile_cache.enable()
@@ -58,9 +59,9 @@ def _run(args, config) -> int:
 
 
 def _show(model, inputs, reading, args) -> None:
+    from jtok.evaluation.figures.gallery import picture_bytes
+    from jtok.evaluation.figures.visual import draw_reading
     from jtok.viz.files import write_whole
-    from jtok.viz.gallery import picture_bytes
-    from jtok.viz.visual import draw_reading
 
     picture = draw_reading(model, inputs, reading, title=args.question)
     print(f"wrote {write_whole(args.show, picture_bytes(picture))}", file=sys.stderr)

@@ -70,7 +70,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool, columns) -> int:
         return 0
     from rich.console import Console
 
-    from jtok.evaluation.pareto import table
+    from jtok.evaluation.sweeps.pareto import table
 
     Console().print(table(rows, columns, title="kernels: median milliseconds; roofline 1 = what this machine can do"))
     return 0

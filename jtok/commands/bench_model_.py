@@ -20,7 +20,7 @@ def _flags(values: absl_flags.FlagValues) -> None:
 
 def _run(args, config) -> int:
     from jtok import compile_cache
-    from jtok.evaluation.bench import bench_model
+    from jtok.evaluation.bench.reducers import bench_model
 
     compile_cache.enable()
     result = bench_model(args.model, args.method, args.keep, parse_options(args.option), args.batch, args.image)

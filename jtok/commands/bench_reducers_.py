@@ -19,14 +19,14 @@ def _flags(values: absl_flags.FlagValues) -> None:
 
 
 def _run(args, config) -> int:
-    from jtok import compile_cache, registry
-    from jtok.evaluation.bench import bench_reducers
-    from jtok.evaluation.pareto import table
+    from jtok import compile_cache
+    from jtok.evaluation.bench.reducers import bench_reducers
+    from jtok.evaluation.sweeps.pareto import table
 
     compile_cache.enable()
-    methods = args.methods or [m.name for m in registry.catalogue().values() if not m.family.startswith("vlm")]
+    methods = args.methods or [m.name for m in catalogue.methods().values() if not m.family.startswith("vlm")]
     for name in methods:
-        registry.find(name)
+        catalogue.find(name)
     sides, widths, batches = (_integers(name, getattr(args, name)) for name in ("sides", "widths", "batches"))
     rows = bench_reducers(methods, sides, widths, batches, args.keep)
     if args.json:

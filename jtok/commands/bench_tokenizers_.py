@@ -34,7 +34,7 @@ def _run(args, config) -> int:
     import jax
 
     from jtok import compile_cache
-    from jtok.evaluation.bench_tokenizers import bench_tokenizers
+    from jtok.evaluation.bench.tokenizers import bench_tokenizers
 
     compile_cache.enable()
     small = jax.default_backend() == "cpu"
@@ -53,7 +53,7 @@ def _run(args, config) -> int:
         return 0
     from rich.console import Console
 
-    from jtok.evaluation.pareto import table
+    from jtok.evaluation.sweeps.pareto import table
 
     title = f"{result['device']}, {dtype}; a large matmul: {result['matmul_tflops']:.4g} TFLOP a second"
     Console().print(table([_line(row) for row in result["rows"]], title=title))

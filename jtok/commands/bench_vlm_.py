@@ -33,7 +33,7 @@ def _flags(values: absl_flags.FlagValues) -> None:
 
 def _run(args, config) -> int:
     from jtok import compile_cache
-    from jtok.evaluation.bench_vlm import bench_vlm, default_config
+    from jtok.evaluation.bench.vlm import bench_vlm, default_config
 
     compile_cache.enable()
     config = default_config() if config is None else config
@@ -48,7 +48,7 @@ def _run(args, config) -> int:
         return 0
     from rich.console import Console
 
-    from jtok.evaluation.pareto import table
+    from jtok.evaluation.sweeps.pareto import table
 
     c, prompt = result["config"], result["prompt"]
     title = (

@@ -52,7 +52,7 @@ def facts(compiled: Any) -> dict[str, Any]:
 def _run(args, config) -> int:
     if "task" not in config and "methods" in config:
         return _inference(args, config)
-    from jtok.evaluation.tpu_compile import compile_training
+    from jtok.evaluation.aot.tpu_compile import compile_training
 
     result = facts(compile_training(config, args.topology))
     print(json.dumps(result, indent=1) if args.json else _described(result, "a step"))
@@ -61,7 +61,7 @@ def _run(args, config) -> int:
 
 def _inference(args, config) -> int:
     """Every program of a benchmark of vision-language models, each said as soon as it is compiled."""
-    from jtok.evaluation.tpu_compile_vlm import compile_inference
+    from jtok.evaluation.aot.tpu_compile_vlm import compile_inference
 
     what = {"prompt": "reading the prompts", "token": "a token of the answers"}
     found = []

@@ -28,11 +28,11 @@ def _run(args, config) -> int:
     from PIL import Image
 
     from jtok import compile_cache
+    from jtok.evaluation.figures.gallery import picture_bytes
     from jtok.tokenizers.codec import Codec
     from jtok.tokenizers.container import unpack
     from jtok.tokenizers.shipped import open_tokenizer
     from jtok.viz.files import write_whole
-    from jtok.viz.gallery import picture_bytes
 
     compile_cache.enable()
     try:

@@ -34,8 +34,8 @@ def _run(args, config) -> int:
 
         return evaluate(args)
     args.images = args.images or 1000
-    from jtok import registry
-    from jtok.evaluation.sweep import Cell, held_out, run_cell
+    from jtok.evaluation.sweeps.sweep import Cell, held_out, run_cell
+    from jtok.methods import catalogue
     from jtok.sharding import on_mesh_of, place
     from jtok.training.weights import load_reducer
 
@@ -44,7 +44,7 @@ def _run(args, config) -> int:
         return _answer(args, args.model or config.sweep.model, options, mesh)
     task, params = make_task(config)
     params = params if mesh is None else place(params, mesh)
-    plan = registry.make_plan(args.method, task.model.target(), args.keep, **options)  # before any image is read
+    plan = catalogue.make_plan(args.method, task.model.target(), args.keep, **options)  # before any image is read
     trained = {"model": params["model"], "plan": load_reducer(args.reducer, plan)} if args.reducer else None
     cell = Cell(args.method, args.keep, options, trained)
     images = held_out(task, args.split, args.images)
@@ -68,16 +68,16 @@ def _answer(args, name: str, options, mesh) -> int:
     """Held-out questions: accuracy in all and of every kind."""
     from rich.console import Console
 
-    from jtok import registry
     from jtok.commands.options import load_model
-    from jtok.evaluation.pareto import table
-    from jtok.evaluation.questions import held_out_questions, run_cell
-    from jtok.evaluation.sweep import Cell
+    from jtok.evaluation.sweeps.pareto import table
+    from jtok.evaluation.sweeps.sweep import Cell
+    from jtok.evaluation.vqa.questions import held_out_questions, run_cell
+    from jtok.methods import catalogue
     from jtok.sharding import on_mesh_of
     from jtok.training.weights import load_reducer
 
     model = load_model(name, mesh)
-    plan = registry.make_plan(args.method, model.config.target(), args.keep, **options)
+    plan = catalogue.make_plan(args.method, model.config.target(), args.keep, **options)
     trained = {"model": model.params, "plan": load_reducer(args.reducer, plan)} if args.reducer else None
     side = model.config.tower.image
     questions = held_out_questions(model, args.images, split=args.split, size=side)

@@ -53,8 +53,8 @@ def evaluate(args: Any) -> int:
     """Prints a table, or JSON, of what held-out images keep."""
     counts = parse_counts(args.tokens)
     from jtok import compile_cache
-    from jtok.evaluation.inception import Inception
-    from jtok.evaluation.reconstruction import Networks, evaluate_tokenizer, image_side, usual_counts
+    from jtok.evaluation.metrics.inception import Inception
+    from jtok.evaluation.sweeps.reconstruction import Networks, evaluate_tokenizer, image_side, usual_counts
     from jtok.tokenizers.shipped import open_tokenizer
 
     compile_cache.enable()
@@ -70,7 +70,7 @@ def evaluate(args: Any) -> int:
         return 0
     from rich.console import Console
 
-    from jtok.evaluation.pareto import table
+    from jtok.evaluation.sweeps.pareto import table
 
     title = f"{len(images)} {args.split} images of {args.data}, {images.shape[1]} pixels a side"
     short = [{SHORT.get(name, name): value for name, value in row.items() if name != "codes"} for row in rows]
@@ -95,8 +95,8 @@ def held_out_images(name: str, split: str, side: int, count: int, path: str | No
 
 
 def _lpips(files: list[str]):
-    from jtok.evaluation.lpips import LPIPS
-    from jtok.models.safetensor_files import open_weights
+    from jtok.checkpoints.safetensor_files import open_weights
+    from jtok.training.losses.lpips import LPIPS
 
     if len(files) > 2:
         raise UserError("--lpips takes one file, or two: FILE,FILE.")

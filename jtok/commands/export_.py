@@ -72,8 +72,8 @@ def _question_model(args) -> Path:
 
     from jtok.export import question_program as question
     from jtok.export import write
-    from jtok.models import answer
-    from jtok.models.shipped import ASSET
+    from jtok.models.vlm import model as answer
+    from jtok.models.vlm.shipped import ASSET
 
     source = Path(str(importlib.resources.files("jtok") / ASSET)) if args.model == "shipped" else Path(args.model)
     if (source / "checkpoints").is_dir():

@@ -17,10 +17,10 @@ def _flags(values: absl_flags.FlagValues) -> None:
 
 def entries(family: str = "") -> list[dict[str, Any]]:
     """One plain dict a method, in alphabetical order."""
-    from jtok import registry
+    from jtok.methods import catalogue
 
     rows = []
-    for entry in registry.catalogue().values():
+    for entry in catalogue.methods().values():
         if family not in entry.family:
             continue
         row = {name: getattr(entry, name) for name in ("name", "title", "paper", "family", "training", "assignment")}

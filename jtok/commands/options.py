@@ -53,8 +53,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 def shipped_config() -> ConfigDict:
     """Config of the small tower that comes with jtok, reading digit scenes."""
-    from jtok.training.classify import default_config
-    from jtok.training.weights import SHIPPED
+    from jtok.checkpoints.shipped import SHIPPED
+    from jtok.training.tasks.classify import default_config
 
     config = default_config()
     config.model.preset = "scenes"
@@ -67,7 +67,7 @@ def make_task(config: ConfigDict | None):
     import jax
 
     from jtok import compile_cache
-    from jtok.training.classify import Classify
+    from jtok.training.tasks.classify import Classify
 
     compile_cache.enable()
     task = Classify(shipped_config() if config is None else config)
@@ -77,8 +77,8 @@ def make_task(config: ConfigDict | None):
 def load_model(name: str, mesh: Mesh | None = None):
     """A vision-language model: the one that comes with jtok ("shipped"), or that of a directory; on a mesh if given."""
     from jtok import compile_cache
-    from jtok.models.answer import load
-    from jtok.models.shipped import shipped
+    from jtok.models.vlm.model import load
+    from jtok.models.vlm.shipped import shipped
     from jtok.sharding import place
 
     compile_cache.enable()

@@ -26,8 +26,8 @@ def _flags(values: absl_flags.FlagValues) -> None:
 
 
 def _run(args, config) -> int:
-    from jtok.evaluation import record_patterns as record
-    from jtok.evaluation.sweep import facts_of
+    from jtok.evaluation.patterns import record_patterns as record
+    from jtok.evaluation.sweeps.sweep import facts_of
     from jtok.training.record import make_workdir
 
     keeps = [_number(text) for text in args.keeps]
@@ -36,7 +36,7 @@ def _run(args, config) -> int:
     if args.model or (config is not None and config.get("task") == "answer_questions"):
         patterns = _of_questions(args, args.model or config.sweep.model, keeps)
     else:
-        from jtok.evaluation.sweep import held_out
+        from jtok.evaluation.sweeps.sweep import held_out
 
         task, params = make_task(config)
         images = held_out(task, task.config.data.eval_split, args.images)
@@ -51,10 +51,10 @@ def _run(args, config) -> int:
 
 def _of_questions(args, name: str, keeps: list[float]) -> list:
     from jtok import compile_cache
-    from jtok.evaluation.questions import held_out_questions
-    from jtok.evaluation.record_patterns import question_pattern
-    from jtok.models.answer import load
-    from jtok.models.shipped import shipped
+    from jtok.evaluation.patterns.record_patterns import question_pattern
+    from jtok.evaluation.vqa.questions import held_out_questions
+    from jtok.models.vlm.model import load
+    from jtok.models.vlm.shipped import shipped
 
     compile_cache.enable()
     model = shipped(dtype=args.dtype) if name == "shipped" else load(name, dtype=args.dtype)
@@ -70,7 +70,7 @@ def _of_questions(args, name: str, keeps: list[float]) -> list:
 def _asked(model, words: list[str], count: int, batch: int = 8) -> list:
     """Prompts of a benchmark's questions in whole batches, without answers."""
     from jtok.data import vqa
-    from jtok.evaluation.questions import prompt_keys
+    from jtok.evaluation.vqa.questions import prompt_keys
 
     if len(words) != 3 or words[0] not in ("pope", "gqa", "textvqa", "vqav2"):
         raise UserError("--questions takes three words: pope, gqa, textvqa or vqav2, its file, its folder of images.")

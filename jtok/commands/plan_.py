@@ -25,14 +25,14 @@ def table(model: str, method: str, keep: float, options: dict[str, Any], image: 
     import jax.numpy as jnp
     from flax import nnx
 
-    from jtok import registry
-    from jtok.evaluation.flops import count
-    from jtok.models.presets import make_config
-    from jtok.models.vit import ViT
+    from jtok.evaluation.cost.flops import count
+    from jtok.methods import catalogue
+    from jtok.models.towers.presets import make_config
+    from jtok.models.towers.vit import ViT
 
     config = make_config(model)
     target = config.target(image)
-    plan = registry.make_plan(method, target, keep, **options)
+    plan = catalogue.make_plan(method, target, keep, **options)
     side = image or config.image
     tower = nnx.eval_shape(lambda: ViT(config, nnx.Rngs(0)))
     shape = jax.ShapeDtypeStruct((1, side, side, config.channels), jnp.float32)

@@ -27,13 +27,13 @@ def _flags(values: absl_flags.FlagValues) -> None:
 def _run(args, config) -> int:
     if args.tokenizer:
         return _prefixes(args)
-    from jtok import registry
+    from jtok.evaluation.figures.gallery import picture_bytes, read_image, show_stages
+    from jtok.methods import catalogue
     from jtok.training.weights import load_reducer
     from jtok.viz.files import write_whole
-    from jtok.viz.gallery import picture_bytes, read_image, show_stages
 
     task, params = make_task(config)
-    plan = registry.make_plan(args.method, task.model.target(), args.keep, **parse_options(args.option))
+    plan = catalogue.make_plan(args.method, task.model.target(), args.keep, **parse_options(args.option))
     if args.reducer:
         plan = plan.with_params(load_reducer(args.reducer, plan))
     if args.image:
@@ -53,10 +53,10 @@ def _prefixes(args) -> int:
     from jtok.commands.tokenize_ import parse_quality
     from jtok.data.photographs import PHOTOGRAPHS, photograph
     from jtok.data.picture import read_picture
+    from jtok.evaluation.figures.prefixes import draw_prefixes, draw_whole
     from jtok.tokenizers.codec import Codec, codes_pictures
     from jtok.tokenizers.shipped import open_tokenizer
     from jtok.viz.pareto import save_figure
-    from jtok.viz.prefixes import draw_prefixes, draw_whole
 
     quality = parse_quality(args.quality)
     compile_cache.enable()

@@ -30,11 +30,11 @@ def _run(args, config) -> int:
 def _study(config, workdir: str, command: str):
     """What runs, tells and reports the sweep that `config.task` asks for."""
     if config.get("task") != "rate_distortion":
-        from jtok.evaluation.study import Study
+        from jtok.evaluation.sweeps.study import Study
 
         return Study(_subject(config), config, workdir, command=command)
     from jtok import compile_cache
-    from jtok.evaluation.rate_distortion import RateDistortion
+    from jtok.evaluation.sweeps.rate_distortion import RateDistortion
     from jtok.tokenizers.codec import Codec
     from jtok.tokenizers.shipped import open_tokenizer
 
@@ -46,8 +46,8 @@ def _study(config, workdir: str, command: str):
 def _subject(config):
     """What `config.task` is swept on: the classifier of the config, or the vision-language model of `sweep.model`."""
     from jtok.commands.options import load_model, make_task
-    from jtok.evaluation.question_study import QuestionReader
-    from jtok.evaluation.study import SceneReader
+    from jtok.evaluation.sweeps.study import SceneReader
+    from jtok.evaluation.vqa.question_study import QuestionReader
 
     if config.get("task") == "answer_questions":
         return QuestionReader(load_model(config.sweep.model), config)

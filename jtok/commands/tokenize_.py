@@ -89,7 +89,7 @@ def describe(c, size: int) -> str:
 
 
 def _psnr(picture, again) -> float:
-    from jtok.evaluation.image_quality import psnr
+    from jtok.evaluation.metrics.image_quality import psnr
 
     return float(psnr(picture[None] / 255, again[None] / 255)[0])
 

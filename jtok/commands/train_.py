@@ -22,7 +22,7 @@ def _run(args, config) -> int:
     from jtok.sharding import gather
     from jtok.training.loop import train
     from jtok.training.stop import Stopped
-    from jtok.training.tasks import make_task
+    from jtok.training.tasks.registry import make_task
 
     distributed.initialize()
     compile_cache.enable()
@@ -41,9 +41,10 @@ def _run(args, config) -> int:
 def _export(task, params, path: str, workdir: str) -> str:
     """Writes the trained model: a safetensors file, or for one that answers a Hugging Face directory."""
     from jtok.tokenizers.files import save_tokenizer
-    from jtok.training.question_model import save_model
-    from jtok.training.tasks import TOKENIZERS
-    from jtok.training.weights import export, save_reducer
+    from jtok.training.tasks.question_model import save_model
+    from jtok.training.tasks.registry import TOKENIZERS
+    from jtok.training.tasks.save_tower import export
+    from jtok.training.weights import save_reducer
 
     if task.config.task == "answer_questions":
         directory = save_model(task, params, path or Path(workdir) / "model").parent

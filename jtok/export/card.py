@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jtok.evaluation.flops import count
-from jtok.evaluation.memory import parameters
+from jtok.evaluation.cost.flops import count
+from jtok.evaluation.cost.memory import parameters
 from jtok.export.source import Source
-from jtok.models.vit import ViT
+from jtok.models.towers.vit import ViT
 from jtok.plan import Plan
 from jtok.training.record import git_commit, versions
 
@@ -68,7 +68,7 @@ def _cost(source: Source) -> dict[str, Any]:
     return {
         "gflops": with_plan.gflops, "gmacs": with_plan.gmacs,
         "gflops_without_plan": without.gflops, "gmacs_without_plan": without.gmacs,
-        "note": "a multiply-add is two FLOPs and one MAC; conventions: jtok.evaluation.flops.CONVENTIONS",
+        "note": "a multiply-add is two FLOPs and one MAC; conventions: jtok.evaluation.cost.flops.CONVENTIONS",
     }  # fmt: skip
 
 

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from jtok.checkpoints.names import CLIP_NAMES, TIMM_NAMES, VIT_NAMES, Rule
+from jtok.checkpoints.release import release
+from jtok.checkpoints.safetensor_files import write_safetensors
+from jtok.checkpoints.trees import flatten
 from jtok.errors import UserError
-from jtok.models.load import flatten, load_vit
-from jtok.models.names import CLIP_NAMES, TIMM_NAMES, VIT_NAMES, Rule
-from jtok.models.release import release
-from jtok.models.safetensor_files import write_safetensors
-from jtok.models.vit import ViTConfig
+from jtok.models.towers.load import load_vit
+from jtok.models.towers.vit import ViTConfig
 
 Names = Literal["transformers", "timm"]
 

@@ -15,8 +15,8 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jtok.errors import UserError
 from jtok.export.source import Source
 from jtok.kernels.platform import plain
-from jtok.models.vit import ViT
-from jtok.training.classify import normalise
+from jtok.models.towers.vit import ViT
+from jtok.training.tasks.classify import normalise
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 

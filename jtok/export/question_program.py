@@ -13,20 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jtok.checkpoints.safetensor_files import open_weights
+from jtok.checkpoints.trees import flatten
 from jtok.errors import UserError
-from jtok.evaluation.flops import count
-from jtok.evaluation.memory import parameters
+from jtok.evaluation.cost.flops import count
+from jtok.evaluation.cost.memory import parameters
 from jtok.export.card import plan_facts
 from jtok.export.program import Program
 from jtok.export.source import digests
-from jtok.models.answer import VLM
-from jtok.models.arrange import Inputs
-from jtok.models.load import flatten
-from jtok.models.load_vlm import load_vlm
-from jtok.models.safetensor_files import open_weights
-from jtok.models.save_vlm import save_llava
-from jtok.models.sequence import Places
-from jtok.models.vlm import VLMConfig
+from jtok.models.decoder.sequence import Places
+from jtok.models.vlm.arrange import Inputs
+from jtok.models.vlm.load_vlm import load_vlm
+from jtok.models.vlm.model import VLM
+from jtok.models.vlm.network import VLMConfig
+from jtok.models.vlm.save_vlm import save_llava
 from jtok.plan import Plan
 
 #: Files of a checkpoint that make a model's inputs, which are copied as they are.

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import ml_collections
 
-from jtok import registry
+from jtok.checkpoints.safetensor_files import open_weights, read_json
+from jtok.checkpoints.shipped import resolve
 from jtok.errors import UserError
-from jtok.models.load import load_vit
-from jtok.models.safetensor_files import open_weights, read_json
-from jtok.models.vit import ViTConfig
+from jtok.methods import catalogue
+from jtok.models.towers.load import load_vit
+from jtok.models.towers.vit import ViTConfig
 from jtok.plan import Plan
-from jtok.training.weights import load_reducer, resolve
+from jtok.training.weights import load_reducer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def read(
         found = open_weights(path)
         data = json.loads(found.metadata["jtok.data"]) if "jtok.data" in found.metadata else None
         facts, learned = {"sha256": digests(found.files.values())}, {}
-    plan = registry.make_plan(method, config.target(), keep, **(options or {}))
+    plan = catalogue.make_plan(method, config.target(), keep, **(options or {}))
     if reducer:
         plan = plan.with_params(load_reducer(reducer, plan))
     elif plan.params():
@@ -75,7 +76,7 @@ def read(
 def _from_run(path: Path) -> tuple[ViTConfig, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
     """(tower, its parameters, data, facts, the reducers' parameters) of the newest finished checkpoint of a run."""
     from jtok.training.checkpoint import load_params
-    from jtok.training.classify import Classify
+    from jtok.training.tasks.classify import Classify
 
     config = ml_collections.ConfigDict(read_json(path / "config.json"))
     if config.get("task") != "classify":

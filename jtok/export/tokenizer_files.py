@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jtok.checkpoints.safetensor_files import write_safetensors
+from jtok.checkpoints.trees import flatten
 from jtok.errors import UserError
-from jtok.models.load import flatten
-from jtok.models.safetensor_files import write_safetensors
 from jtok.tokenizers.code import Tokenizer
 from jtok.tokenizers.files import load_tokenizer
 from jtok.tokenizers.released import Name

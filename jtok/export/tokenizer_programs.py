@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jtok.checkpoints.safetensor_files import open_weights
 from jtok.errors import UserError
-from jtok.evaluation.flops import count
-from jtok.evaluation.memory import parameters
+from jtok.evaluation.cost.flops import count
+from jtok.evaluation.cost.memory import parameters
 from jtok.export.program import Program
 from jtok.export.source import digests
-from jtok.models.safetensor_files import open_weights
 from jtok.tokenizers.code import Code, Tokenizer
 
 

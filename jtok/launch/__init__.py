@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-_HOME = {"Report": "jtok.launch.report", "main": "jtok.launch.experiment"}
+_HOME = {"Report": "jtok.launch.report", "main": "jtok.launch.main"}
 
 __all__ = ["Report", "main"]
 

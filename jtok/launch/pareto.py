@@ -49,11 +49,11 @@ def claim_rows(methods: Sequence[str], measured: Mapping[tuple[str, str, str], f
 
     measured: (method, model, setting) -> the claim's metric, as measured on that model in that setting.
     """
-    from jtok import registry
+    from jtok.methods import catalogue
 
     rows = []
     for method in dict.fromkeys(methods):
-        for claim in registry.find(method).claims if method != "none" else ():
+        for claim in catalogue.find(method).claims if method != "none" else ():
             row = {"method": method, "model": claim.model, "setting": claim.setting, "metric": claim.metric}
             value = measured.get((method, claim.model, claim.setting))
             rows.append(row | {"claimed": claim.value, "measured": value, "GMACs claimed": claim.gmacs})

@@ -28,7 +28,7 @@ class Report:
         """Prints the tables and notes."""
         from rich.console import Console
 
-        from jtok.evaluation.pareto import table
+        from jtok.evaluation.sweeps.pareto import table
 
         for title, rows in self.tables.items():
             Console().print(table(rows, title=title))
@@ -37,7 +37,7 @@ class Report:
 
     def write(self, directory: Path) -> list[Path]:
         """Writes report.json, report.md and, with a figure, report.png; returns their paths."""
-        from jtok.evaluation.pareto import write_json
+        from jtok.evaluation.sweeps.pareto import write_json
 
         write_json(directory / "report.json", {"tables": dict(self.tables), "notes": list(self.notes)})
         parts = [f"## {title}\n\n{markdown(rows)}" for title, rows in self.tables.items()]

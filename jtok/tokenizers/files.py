@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jtok.checkpoints.safetensor_files import Weights, check_names, open_weights, write_safetensors, wrong_shape
+from jtok.checkpoints.trees import flatten
 from jtok.errors import UserError
-from jtok.models.load import flatten
-from jtok.models.safetensor_files import Weights, check_names, open_weights, write_safetensors, wrong_shape
+from jtok.models.diffusion.flow import Guidance
 from jtok.tokenizers.alit import ALIT, ALITConfig
 from jtok.tokenizers.bases import VQGAN, open_base
 from jtok.tokenizers.bases.open_base import base_prefix
 from jtok.tokenizers.code import Tokenizer
 from jtok.tokenizers.flextok import FlexTok, FlexTokConfig
-from jtok.tokenizers.flow import Guidance
 from jtok.tokenizers.karl import KARL, KARLConfig
 from jtok.tokenizers.released import fill
 from jtok.tokenizers.released_configs import (

@@ -17,9 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
+from jtok.models.diffusion.dit import DiT, TimeEmbedder, plain_norm, sincos_grid
+from jtok.models.diffusion.flow import Guidance, integrate, noised
 from jtok.tokenizers.code import Code, Tokenizer
-from jtok.tokenizers.dit import DiT, TimeEmbedder, plain_norm, sincos_grid
-from jtok.tokenizers.flow import Guidance, integrate, noised
 from jtok.tokenizers.masks import packed_mask
 from jtok.tokenizers.nested_dropout import draw_counts, fill_tail
 from jtok.tokenizers.quantizers import FSQ

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jtok.models.load import flatten
-from jtok.models.safetensor_files import Weights, check_names, open_weights, wrong_shape
+from jtok.checkpoints.safetensor_files import Weights, check_names, open_weights, wrong_shape
+from jtok.checkpoints.trees import flatten
 
 
 @dataclasses.dataclass(frozen=True)

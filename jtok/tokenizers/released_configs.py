@@ -6,8 +6,8 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from jtok.checkpoints.safetensor_files import Weights
 from jtok.errors import UserError
-from jtok.models.safetensor_files import Weights
 from jtok.tokenizers.alit import ALITConfig
 from jtok.tokenizers.flextok import FlexTokConfig
 from jtok.tokenizers.karl import KARLConfig

@@ -5,9 +5,9 @@ from __future__ import annotations
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jtok.models.block import Block
-from jtok.models.stack import Run, run_blocks
-from jtok.models.vit import ViTConfig
+from jtok.layers.block import Block
+from jtok.layers.stack import Run, run_blocks
+from jtok.models.towers.vit import ViTConfig
 from jtok.plan import Plan
 from jtok.tokens import from_features
 

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from jtok import cli
-from jtok.evaluation.bench_tokenizers import make_tokenizer
-from jtok.evaluation.reconstruction import image_side
+from jtok.evaluation.bench.tokenizers import make_tokenizer
+from jtok.evaluation.sweeps.reconstruction import image_side
 from jtok.tokenizers.base_grid import Frozen
 from jtok.tokenizers.files import save_tokenizer
 from jtok.tokenizers.titok import TiTok, TiTokConfig

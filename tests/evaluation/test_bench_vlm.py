@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from jtok import cli
-from jtok.evaluation import bench_vlm
-from jtok.models.answer import VLM, reduce
-from jtok.models.vlm_presets import PRESETS, make_vlm_config, random_params
+from jtok.evaluation.bench import vlm as bench_vlm
+from jtok.methods.reduce import reduce
+from jtok.models.vlm.model import VLM
+from jtok.models.vlm.vlm_presets import PRESETS, make_vlm_config, random_params
 
 ANSWER, TEXT, LAYERS, WIDTH = 3, 8, 4, 48
 

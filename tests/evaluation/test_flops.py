@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from jtok.evaluation import flops
+from jtok.evaluation.cost import flops
 
 
 def shape(*dims, dtype=jnp.float32):

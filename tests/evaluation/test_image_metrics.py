@@ -7,10 +7,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from jtok.errors import UserError
-from jtok.evaluation.code_usage import bits_per_pixel, code_usage
-from jtok.evaluation.frechet import Statistics, frechet_distance, inception_score
-from jtok.evaluation.image_quality import as_eight_bit, psnr, ssim
-from jtok.evaluation.lpips import LPIPS
+from jtok.evaluation.metrics.code_usage import bits_per_pixel, code_usage
+from jtok.evaluation.metrics.frechet import Statistics, frechet_distance, inception_score
+from jtok.evaluation.metrics.image_quality import as_eight_bit, psnr, ssim
+from jtok.training.losses.lpips import LPIPS
 
 
 def images(seed: int = 0, size: int = 24) -> np.ndarray:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
 from jtok.errors import UserError
-from jtok.evaluation.image_features import in_batches, random_convolutions
-from jtok.evaluation.inception import Inception, convolutions
+from jtok.evaluation.metrics.image_features import in_batches, random_convolutions
+from jtok.evaluation.metrics.inception import Inception, convolutions
 
 WIDTH = 3  # channels of every convolution
 

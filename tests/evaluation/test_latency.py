@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jtok.errors import UserError
-from jtok.evaluation.latency import Latency, _ratios, compare, measure
+from jtok.evaluation.cost.latency import Latency, _ratios, compare, measure
 
 
 def sleeper(seconds):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jtok.evaluation.memory import Memory, parameters, peak
+from jtok.evaluation.cost.memory import Memory, parameters, peak
 
 MATRIX = jax.ShapeDtypeStruct((512, 512), jnp.float32)
 SIZE = 512 * 512 * 4

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from jtok.errors import UserError
-from jtok.evaluation.pareto import front, table, write_csv, write_json
+from jtok.evaluation.sweeps.pareto import front, table, write_csv, write_json
 
 
 def dominates(a, b):

@@ -9,14 +9,14 @@ from jtok import cli
 from jtok.data.question_text import VOCABULARY, decode_answer, decode_question
 from jtok.data.questions import KINDS, digit_questions
 from jtok.errors import UserError
-from jtok.evaluation.question_study import detail_rows, kind_row
-from jtok.evaluation.questions import held_out_questions, run_cell, visual_tokens
-from jtok.evaluation.study import read_records
-from jtok.evaluation.sweep import Cell
-from jtok.models.answer import load
-from jtok.registry import make_plan
-from jtok.training.answer_questions import AnswerQuestions
-from jtok.training.question_model import save_model
+from jtok.evaluation.sweeps.study import read_records
+from jtok.evaluation.sweeps.sweep import Cell
+from jtok.evaluation.vqa.question_study import detail_rows, kind_row
+from jtok.evaluation.vqa.questions import held_out_questions, run_cell, visual_tokens
+from jtok.methods.catalogue import make_plan
+from jtok.models.vlm.model import load
+from jtok.training.tasks.answer_questions import AnswerQuestions
+from jtok.training.tasks.question_model import save_model
 from tests.training.test_answer_questions import tiny_config
 
 

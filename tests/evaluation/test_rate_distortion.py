@@ -11,7 +11,7 @@ from flax import nnx
 from jtok import cli
 from jtok.data.photographs import PHOTOGRAPHS, photograph
 from jtok.errors import UserError
-from jtok.evaluation.rate_distortion import RateDistortion, count_facts, default_config, lossy, means, png_bytes
+from jtok.evaluation.sweeps.rate_distortion import RateDistortion, count_facts, default_config, lossy, means, png_bytes
 from jtok.tokenizers.codec import Codec
 from jtok.tokenizers.container import pack
 from jtok.tokenizers.files import save_tokenizer

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jtok.errors import UserError
-from jtok.evaluation.rate_distortion import bits_at, read_units
+from jtok.evaluation.sweeps.rate_distortion import bits_at, read_units
 
 
 def write(directory, scale):

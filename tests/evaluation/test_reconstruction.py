@@ -13,12 +13,12 @@ from flax import nnx
 
 from jtok import cli
 from jtok.errors import UserError
-from jtok.evaluation.image_features import RANDOM_CONV
-from jtok.evaluation.reconstruction import evaluate_tokenizer, used, usual_counts
+from jtok.evaluation.figures.prefixes import draw_whole
+from jtok.evaluation.metrics.image_features import RANDOM_CONV
+from jtok.evaluation.sweeps.reconstruction import evaluate_tokenizer, used, usual_counts
 from jtok.tokenizers.code import Code, Tokenizer
 from jtok.tokenizers.files import save_tokenizer
 from jtok.tokenizers.titok import TiTok, TiTokConfig
-from jtok.viz.prefixes import draw_whole
 
 
 class Halves(Tokenizer):

@@ -8,9 +8,9 @@ import pytest
 import jtok
 from jtok.data.question_text import decode_answer, decode_question
 from jtok.data.questions import KINDS, digit_questions
-from jtok.evaluation.questions import held_out_questions, run_cell
-from jtok.evaluation.sweep import Cell
-from jtok.models.shipped import ASSET, shipped
+from jtok.evaluation.sweeps.sweep import Cell
+from jtok.evaluation.vqa.questions import held_out_questions, run_cell
+from jtok.models.vlm.shipped import ASSET, shipped
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import numpy as np
 
 from jtok.commands.options import shipped_config
-from jtok.evaluation.study import SceneReader
-from jtok.evaluation.sweep import Cell
-from jtok.training.classify import Classify
+from jtok.evaluation.sweeps.study import SceneReader
+from jtok.evaluation.sweeps.sweep import Cell
+from jtok.training.tasks.classify import Classify
 
 
 class Folders(Classify):

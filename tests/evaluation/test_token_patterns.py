@@ -9,10 +9,10 @@ from sklearn.metrics import homogeneity_completeness_v_measure
 
 from jtok import cli
 from jtok.errors import UserError
-from jtok.evaluation import pattern_study as study
-from jtok.evaluation.feature_similarity import compare_features, normalised
-from jtok.evaluation.record_patterns import Pattern, read_patterns, save_patterns
-from jtok.evaluation.token_patterns import (
+from jtok.evaluation.metrics.feature_similarity import compare_features, normalised
+from jtok.evaluation.patterns import pattern_study as study
+from jtok.evaluation.patterns.record_patterns import Pattern, read_patterns, save_patterns
+from jtok.evaluation.patterns.token_patterns import (
     cluster_agreement,
     compare_maps,
     depth_map,

@@ -8,13 +8,13 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jtok import cli
-from jtok.evaluation import tpu_compile, tpu_program
-from jtok.evaluation.collectives import traffic
+from jtok.evaluation.aot import tpu_compile, tpu_program
+from jtok.evaluation.aot.collectives import traffic
 from jtok.sharding import AXES, shardings
-from jtok.training.classify import default_config
+from jtok.training.tasks.classify import default_config
 
 CONFIG = """
-from jtok.training.classify import default_config
+from jtok.training.tasks.classify import default_config
 
 def get_config(arg=""):
     config = default_config()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jtok.errors import UserError
-from jtok.evaluation import vqa
-from jtok.evaluation.answer_text import mmbench_choice, science_choice, textvqa_answer, vqa_answer
+from jtok.evaluation.vqa import scores as vqa
+from jtok.evaluation.vqa.answer_text import mmbench_choice, science_choice, textvqa_answer, vqa_answer
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 
 from jtok.errors import UserError
 from jtok.export.hugging_face import save_tower
-from jtok.models.load import load_vit
-from jtok.models.vit import ViT, ViTConfig
+from jtok.models.towers.load import load_vit
+from jtok.models.towers.vit import ViT, ViTConfig
 from tests.models import hf_tiny
 from tests.models.towers import assert_close, run
 

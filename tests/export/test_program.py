@@ -11,7 +11,7 @@ import pytest
 from jtok import cli
 from jtok.commands.options import shipped_config
 from jtok.export import program, source
-from jtok.models.load import save_params
+from jtok.models.towers.load import save_params
 from tests.export.test_hugging_face import tower
 
 LOADER = """

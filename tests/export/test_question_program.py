@@ -16,9 +16,10 @@ from jtok.data.question_text import decode_question
 from jtok.data.questions import digit_questions
 from jtok.errors import UserError
 from jtok.export.question_program import check_llava, one_image_inputs, question_program
-from jtok.models.answer import load, reduce
-from jtok.training.answer_questions import AnswerQuestions
-from jtok.training.question_model import save_model
+from jtok.methods.reduce import reduce
+from jtok.models.vlm.model import load
+from jtok.training.tasks.answer_questions import AnswerQuestions
+from jtok.training.tasks.question_model import save_model
 from tests.training.test_answer_questions import SIZE, tiny_config
 
 pytestmark = pytest.mark.slow

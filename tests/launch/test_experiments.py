@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jtok.evaluation.record_patterns import Pattern, save_patterns
+from jtok.evaluation.patterns.record_patterns import Pattern, save_patterns
 from jtok.launch.experiment import read_experiment
 from jtok.launch.units import check_flags, make_units
 

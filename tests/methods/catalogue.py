@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jtok import registry
-from jtok.models.vit import ViT, ViTConfig
+from jtok.methods import catalogue
+from jtok.models.towers.vit import ViT, ViTConfig
 from jtok.plan import Reducer, Target
 from jtok.signals import Signals
 from jtok.tokens import Tokens, from_features
@@ -19,12 +19,12 @@ from jtok.wrappers import Compose
 
 
 def _of(*families: str) -> list[str]:
-    return [m.name for m in registry.catalogue().values() if m.family in families]
+    return [m.name for m in catalogue.methods().values() if m.family in families]
 
 
 LANGUAGE = _of("vlm-decoder")  # stand before the layers of a language model
 PROJECTORS = _of("vlm-projector")
-METHODS = [name for name in registry.catalogue() if name not in LANGUAGE + PROJECTORS]  # stand in the plain tower
+METHODS = [name for name in catalogue.methods() if name not in LANGUAGE + PROJECTORS]  # stand in the plain tower
 CONFIG = ViTConfig(image=24, patch=4, width=16, depth=4, heads=2, mlp=32, classes=5)
 BATCH = 3
 QUESTION = 5  # tokens of text after the image
@@ -55,20 +55,20 @@ tower(), images()  # made on import: first made inside a trace, they would leak 
 
 def plan(name: str, keep: float, **options: Any):
     """The method's plan for the small tower."""
-    return registry.make_plan(name, CONFIG.target(), keep, **options)
+    return catalogue.make_plan(name, CONFIG.target(), keep, **options)
 
 
 def first_reducer(name: str, keep: float, grid: tuple[int, int] = (6, 6)) -> Reducer | None:
     """The reducer at the method's first site, for a tower of this grid; None for plans that only resize the image."""
     target = Target(CONFIG.depth, grid, CONFIG.width, CONFIG.heads, 1, CONFIG.classes)
-    sites = registry.make_plan(name, target, keep).sites
+    sites = catalogue.make_plan(name, target, keep).sites
     return next(iter(sites.values()), None)
 
 
 def chain(name: str, keep: float, grid: tuple[int, int] = (6, 6), **options: Any) -> Reducer:
     """All reducers of a method in a language model or at its projector, one after the other."""
     target = Target(CONFIG.depth, grid, CONFIG.width, CONFIG.heads, 1, layers=8)
-    return functools.reduce(Compose, registry.make_plan(name, target, keep, **options).sites.values())
+    return functools.reduce(Compose, catalogue.make_plan(name, target, keep, **options).sites.values())
 
 
 def tokens(seed: int = 0, grid: tuple[int, int] = (6, 6), special: int = 1, valid: jax.Array | None = None) -> Tokens:

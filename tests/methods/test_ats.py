@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jtok.errors import UserError
-from jtok.methods.ats import ATS, grid
+from jtok.methods.vit.ats import ATS, grid
 from jtok.signals import Signals
 from jtok.tokens import from_features
 from tests.methods import catalogue as c

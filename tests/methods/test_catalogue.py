@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jtok import registry
 from jtok.errors import UserError
+from jtok.methods import catalogue
 from jtok.plan import Plan
 from jtok.wrappers import Compose, Windowed
 from tests.methods import catalogue as c
@@ -32,7 +32,7 @@ def case(request):
     f, state = forward(plan)
     with jax.default_matmul_precision("highest"):  # as in the tests, or they would compile it again
         out = f(state, c.images())
-    return registry.find(name), plan, f, state, out
+    return catalogue.find(name), plan, f, state, out
 
 
 def test_counts_are_as_planned(case):
@@ -109,7 +109,7 @@ def test_special_tokens_stay_and_padding_is_inert(name):
 
 @pytest.mark.parametrize("name", c.METHODS)
 def test_order_of_patches_does_not_matter(name):
-    if registry.find(name).uses_position:
+    if catalogue.find(name).uses_position:
         pytest.skip("declares that places matter")
     reducer = reducer_of(name)
     t = c.tokens()

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtok import registry
 from jtok.errors import UserError
+from jtok.methods import catalogue
 from jtok.plan import Target
 from tests.methods import catalogue as c
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 TARGET = Target(c.CONFIG.depth, (6, 6), c.CONFIG.width, c.CONFIG.heads, 1, layers=8, language_width=c.CONFIG.width)
-REDUCERS = c.LANGUAGE + [n for n in c.PROJECTORS if registry.make_plan(n, TARGET, 0.5).sites]
-MODULES = [n for n in c.PROJECTORS if registry.make_plan(n, TARGET, 0.5).projector is not None]
+REDUCERS = c.LANGUAGE + [n for n in c.PROJECTORS if catalogue.make_plan(n, TARGET, 0.5).sites]
+MODULES = [n for n in c.PROJECTORS if catalogue.make_plan(n, TARGET, 0.5).projector is not None]
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def case(name: str, valid: jax.Array | None = None):
 def test_counts_are_as_planned(name, keep):
     reducer, run = forward(name, keep)
     t = c.tokens(special=0)
-    counts = registry.make_plan(name, TARGET, keep).counts(36)
+    counts = catalogue.make_plan(name, TARGET, keep).counts(36)
     assert run(t, c.signals(reducer, t)).count == reducer.count(36) == counts[-1][2]
     if name in c.LANGUAGE:  # projectors may have few counts to choose from
         assert abs(counts[-1][2] - keep * 36) <= 4, "about the share that was asked for is left"
@@ -79,7 +79,7 @@ def test_owner_map_is_consistent(name):
     assert owner.min() >= -1 and owner.max() < out.count
     assert np.take_along_axis(live, np.maximum(owner, 0), 1)[owner >= 0].all(), "an owner is a live token"
     held = np.stack([np.bincount(row[row >= 0], minlength=out.count) for row in owner])
-    assignment = registry.find(name).assignment
+    assignment = catalogue.find(name).assignment
     if assignment != "soft":
         np.testing.assert_allclose(held[live], np.asarray(out.size)[live], rtol=1e-5)
     if assignment == "none":
@@ -121,7 +121,7 @@ def test_a_row_keeps_its_share_whatever_stands_beside_it(name):
 
 @pytest.mark.parametrize("name", REDUCERS)
 def test_order_of_patches_does_not_matter(name):
-    if registry.find(name).uses_position:
+    if catalogue.find(name).uses_position:
         pytest.skip("declares that places matter")
     _, run, t, s = case(name)
     moved = run(*c.permute(t, s, np.random.default_rng(0).permutation(36)))
@@ -142,12 +142,12 @@ def test_gradients_are_finite(name):
 @pytest.mark.parametrize("name", c.LANGUAGE)
 def test_a_tower_alone_is_refused(name):
     with pytest.raises(UserError, match=f"{name} stands in a language model"):
-        registry.make_plan(name, c.CONFIG.target(), 0.5)
+        catalogue.make_plan(name, c.CONFIG.target(), 0.5)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_projectors(name):
-    plan = registry.make_plan(name, TARGET, 0.5)
+    plan = catalogue.make_plan(name, TARGET, 0.5)
     projector, count = plan.projector, plan.projector_count
     t = c.tokens(special=0)
     taps = [t.x * (1 + i) for i, _ in enumerate(getattr(projector, "layers_read", ()))]

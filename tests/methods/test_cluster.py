@@ -9,11 +9,12 @@ import pytest
 from flax import nnx
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
-from jtok import Target, cluster, make_plan
-from jtok.methods.atc import ATC
-from jtok.methods.dpc_knn import DPCKNN, EqualDPCKNN
-from jtok.methods.kmedoids import KMedoids
-from jtok.methods.token_pooling import TokenPooling
+from jtok import Target, make_plan
+from jtok.methods.vit.atc import ATC
+from jtok.methods.vit.dpc_knn import DPCKNN, EqualDPCKNN
+from jtok.methods.vit.kmedoids import KMedoids
+from jtok.methods.vit.token_pooling import TokenPooling
+from jtok.ops import cluster
 from jtok.signals import Signals
 from jtok.tokens import from_features
 

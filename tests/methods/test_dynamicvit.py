@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jtok import registry
-from jtok.methods import dynamicvit
+from jtok.methods import catalogue
+from jtok.methods.vit import dynamicvit
 from jtok.plan import Target
 from tests.methods import catalogue as c
 
 
 def test_counts_are_shares_of_the_initial_patches():
-    plan = registry.make_plan("dynamicvit", Target(12, (14, 14), 8), rates=(0.7, 0.7**2, 0.7**3))
+    plan = catalogue.make_plan("dynamicvit", Target(12, (14, 14), 8), rates=(0.7, 0.7**2, 0.7**3))
     assert [out for _, _, out in plan.counts(196)] == [137, 96, 67]
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jtok import UserError, cluster, make_plan
-from jtok.methods.expedit import Cluster, Reconstruct, reconstruct
-from jtok.models.vit import ViT, ViTConfig
+from jtok import UserError, make_plan
+from jtok.methods.vit.expedit import Cluster, Reconstruct, reconstruct
+from jtok.models.towers.vit import ViT, ViTConfig
+from jtok.ops import cluster
 from jtok.signals import Signals
 from jtok.tokens import from_features
 

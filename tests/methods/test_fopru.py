@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jtok.errors import UserError
-from jtok.methods.fopru import FoPru, FoPruRows, plan
+from jtok.methods.vlm.fopru import FoPru, FoPruRows, plan
 from jtok.plan import Target
 from jtok.signals import Signals
 from jtok.tokens import from_features

@@ -12,9 +12,9 @@ from flax import nnx
 
 from jtok import make_plan
 from jtok.errors import UserError
-from jtok.models.decoder import Decoder, DecoderConfig
-from jtok.models.prefill import prefill
-from jtok.models.stack import Run
+from jtok.layers.stack import Run
+from jtok.models.decoder.decoder import Decoder, DecoderConfig
+from jtok.models.decoder.prefill import prefill
 from jtok.plan import Plan, Reducer
 from tests.parity import language
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from jtok.methods.hired import HiREDCrops, plan
-from jtok.models.answer import VLM, reduce
-from jtok.models.arrange import arrange
-from jtok.models.load_vlm import load_vlm
-from jtok.models.processing import pad_batch
+from jtok.methods.reduce import reduce
+from jtok.methods.vlm.hired import HiREDCrops, plan
+from jtok.models.vlm.arrange import arrange
+from jtok.models.vlm.load_vlm import load_vlm
+from jtok.models.vlm.model import VLM
+from jtok.models.vlm.processing import pad_batch
 from jtok.plan import Target
 from tests.models import language
 from tests.models.test_families import llava_next, next_prompt

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtok.training.classify import Classify, default_config
 from jtok.training.state import named_leaves
+from jtok.training.tasks.classify import Classify, default_config
 
 TERMS = {
     "dynamicvit": {"ratio", "distill", "features"},

@@ -12,12 +12,13 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
+from jtok.checkpoints.reducer_files import load_reducer, save_projector, save_reducer
 from jtok.errors import UserError
-from jtok.methods import m3, mqt, patchmerger
-from jtok.models.reducer_files import load_reducer, save_projector, save_reducer
-from jtok.models.sequence import fold
+from jtok.methods.catalogue import make_plan
+from jtok.methods.projectors import m3, mqt
+from jtok.methods.vit import patchmerger
+from jtok.models.decoder.sequence import fold
 from jtok.plan import Plan, Target
-from jtok.registry import make_plan
 from jtok.signals import Signals
 from jtok.tokens import Tokens, from_features
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.methods.sinkhorn import transport
+from jtok.methods.vit.sinkhorn import transport
 from tests.methods import catalogue as c
 
 

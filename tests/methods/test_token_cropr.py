@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from jtok.errors import UserError
+from jtok.methods.catalogue import make_plan
 from jtok.plan import Target
-from jtok.registry import make_plan
 from tests.methods import catalogue as c
 
 

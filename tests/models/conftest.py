@@ -5,8 +5,8 @@ import tokenizers
 import torch
 import transformers
 
-from jtok.models.answer import VLM
-from jtok.models.load_vlm import load_vlm
+from jtok.models.vlm.load_vlm import load_vlm
+from jtok.models.vlm.model import VLM
 from tests.models import language
 from tests.models.processing import checkpoints
 

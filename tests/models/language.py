@@ -4,8 +4,8 @@ import numpy as np
 import torch
 import transformers
 
-from jtok.models.arrange import Inputs, arrange
-from jtok.models.processing import Prompt, Span, VisualInput, pad_batch
+from jtok.models.vlm.arrange import Inputs, arrange
+from jtok.models.vlm.processing import Prompt, Span, VisualInput, pad_batch
 
 TEXT = {"vocab_size": 128, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip

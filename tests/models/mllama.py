@@ -5,8 +5,8 @@ import tokenizers
 import torch
 import transformers
 
-from jtok.models.processing import Prompt, Span, VisualInput
-from jtok.models.processing.mllama import arrangements, cross_mask
+from jtok.models.vlm.families.mllama.processing import arrangements, cross_mask
+from jtok.models.vlm.processing import Prompt, Span, VisualInput
 from tests.models import language
 from tests.models.processing import checkpoints
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.models.answer import VLM
-from jtok.models.arrange import Inputs
-from jtok.models.vlm import Reading
+from jtok.models.vlm.arrange import Inputs
+from jtok.models.vlm.model import VLM
+from jtok.models.vlm.network import Reading
 from jtok.plan import Plan, Reducer
 
 #: Between these sites and the decoder tokens do not look at each other: what is hidden there could as well be dropped.

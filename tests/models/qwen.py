@@ -4,8 +4,8 @@ import numpy as np
 import torch
 import transformers
 
-from jtok.models.arrange import Inputs, arrange
-from jtok.models.processing import Prompt, Span, VisualInput, mrope_positions, pad_batch
+from jtok.models.vlm.arrange import Inputs, arrange
+from jtok.models.vlm.processing import Prompt, Span, VisualInput, mrope_positions, pad_batch
 from tests.models.language import TEXT, randomise
 
 IMAGE, VIDEO = 99, 98

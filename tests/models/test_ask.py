@@ -10,7 +10,7 @@ from PIL import Image
 
 import jtok
 from jtok import cli
-from jtok.models import asking, shipped
+from jtok.models.vlm import asking, shipped
 from tests.models.processing import checkpoints
 
 QUESTION = "What is written on the sign?"

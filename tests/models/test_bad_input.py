@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from jtok.errors import UserError
-from jtok.models import asking
-from jtok.models.answer import VLM, reduce
-from jtok.models.conversation import Conversation
-from jtok.models.load_vlm import vlm_config
-from jtok.models.processing import load_processor
+from jtok.methods.reduce import reduce
+from jtok.models.vlm import asking
+from jtok.models.vlm.conversation import Conversation
+from jtok.models.vlm.load_vlm import vlm_config
+from jtok.models.vlm.model import VLM
+from jtok.models.vlm.processing import load_processor
 from tests.models.processing import checkpoints
 
 QUESTION = "What is written on the sign?"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jtok.errors import UserError
-from jtok.models.cache_policy import CachePolicy, KeepAttended, drop
+from jtok.models.decoder.cache_policy import CachePolicy, KeepAttended, drop
 from jtok.plan import Plan, Reducer
 from tests.models import language
 from tests.models.test_vlm import Keep, gentle

@@ -9,8 +9,8 @@ import torch
 from tokenizers import models, pre_tokenizers, processors
 
 from jtok.errors import UserError
-from jtok.models.answer import reduce
-from jtok.models.clip_text import load_clip_text
+from jtok.methods.reduce import reduce
+from jtok.models.towers.clip_text import load_clip_text
 from tests.models import hf_tiny, language
 
 pytestmark = pytest.mark.usefixtures("highest_precision")

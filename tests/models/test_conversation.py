@@ -6,7 +6,7 @@ import torch
 
 import jtok
 from jtok.errors import UserError
-from jtok.models.conversation import Conversation
+from jtok.models.vlm.conversation import Conversation
 from tests.models import language
 from tests.models.processing import checkpoints
 

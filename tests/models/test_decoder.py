@@ -9,9 +9,9 @@ import transformers
 from flax import nnx
 
 from jtok.errors import UserError
-from jtok.models.decoder import Decoder
-from jtok.models.load_vlm import load_decoder
-from jtok.models.rotary import Rotary, rotate, rotation
+from jtok.layers.rotary import Rotary, rotate, rotation
+from jtok.models.decoder.decoder import Decoder
+from jtok.models.vlm.load_vlm import load_decoder
 from tests.models import language
 
 pytestmark = pytest.mark.usefixtures("highest_precision")

@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from jtok.models.answer import VLM
-from jtok.models.arrange import arrange
-from jtok.models.load_vlm import load_vlm
-from jtok.models.processing import ImageSettings, Prompt, VisualInput, pad_batch
-from jtok.models.processing.llava_next import best_pinpoint, mosaic_spans
+from jtok.models.vlm.arrange import arrange
+from jtok.models.vlm.families.llava_next.processing import best_pinpoint, mosaic_spans
+from jtok.models.vlm.load_vlm import load_vlm
+from jtok.models.vlm.model import VLM
+from jtok.models.vlm.processing import ImageSettings, Prompt, VisualInput, pad_batch
 from jtok.plan import Plan
 from tests.models import language
 from tests.models.test_vlm import Keep

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from jtok.errors import UserError
-from jtok.models.processing import Prompt
-from jtok.models.sampling import Sampling, sample
+from jtok.models.decoder.sampling import Sampling, sample
+from jtok.models.vlm.processing import Prompt
 from jtok.plan import Plan
 from tests.models import language
 from tests.models.test_vlm import KEPT, Keep

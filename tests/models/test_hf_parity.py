@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from jtok.models.load import load_vit
+from jtok.models.towers.load import load_vit
 from jtok.plan import Plan, Reducer
 from tests.models import hf_tiny
 from tests.models.towers import assert_close, run

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from jtok import registry
 from jtok.errors import UserError
-from jtok.models.answer import reduce
-from jtok.models.arrange import arrange
-from jtok.models.processing import pad_batch
+from jtok.methods import catalogue
+from jtok.methods.reduce import reduce
+from jtok.models.vlm.arrange import arrange
+from jtok.models.vlm.processing import pad_batch
 from jtok.plan import Target
 from tests.methods.catalogue import LANGUAGE
 from tests.models import language, oracle
@@ -99,10 +99,10 @@ def test_what_does_not_fit_is_refused_in_one_sentence(model, method, options, wo
 
 def test_published_budgets_of_sparsevlm():
     target = Target(depth=24, grid=(24, 24), width=1024, layers=32)
-    plan = registry.make_plan("sparsevlm", target, tokens=192)
+    plan = catalogue.make_plan("sparsevlm", target, tokens=192)
     assert list(plan.sites) == ["llm.input", *(f"llm.layer.{i}.input" for i in (3, 7, 16))]
     assert [r._sizes(576, 576)[0] for r in list(plan.sites.values())[1:]] == [300, 200, 110]
-    own = registry.make_plan("sparsevlm", target, tokens=150)
+    own = catalogue.make_plan("sparsevlm", target, tokens=150)
     seen = [576, *(out for _, _, out in own.counts(576)[1:])]
     average = sum(a * b for a, b in zip(seen, (3, 4, 9, 16), strict=True)) / 32
     assert 145 < average <= 150

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jtok.errors import UserError
-from jtok.models.load import load_params, load_vit, save_params
-from jtok.models.vit import ViT, ViTConfig
+from jtok.models.towers.load import load_params, load_vit, save_params
+from jtok.models.towers.vit import ViT, ViTConfig
 from tests.models import hf_tiny
 from tests.models.towers import assert_same
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from jtok import registry
-from jtok.models.answer import reduce
-from jtok.models.arrange import arrange
-from jtok.models.processing import pad_batch
+from jtok.methods import catalogue
+from jtok.methods.reduce import reduce
+from jtok.models.vlm.arrange import arrange
+from jtok.models.vlm.processing import pad_batch
 from tests.models import language, oracle
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
 FAMILIES = ("baseline", "vlm-encoder", "vlm-decoder", "vlm-projector")
-METHODS = [m.name for m in registry.catalogue().values() if m.family in FAMILIES] + ["tome"]
+METHODS = [m.name for m in catalogue.methods().values() if m.family in FAMILIES] + ["tome"]
 TOKENS = 4  # of 16, and a square: what the pooling projectors can make
 OPTIONS = {
     "trim": {"space": "language"},  # with CLIP's text tower in test_clip_text.py
@@ -44,7 +44,7 @@ def model(llava):
 @pytest.fixture(scope="module", params=METHODS)
 def case(request, model):
     """(catalogue entry, the reduced model, what it read); compiled once for all tests of a method."""
-    entry = registry.find(request.param)
+    entry = catalogue.find(request.param)
     # what is dropped can only be hidden if the others keep order and place, whatever the method does by itself
     options = {"positions": "restore"} if entry.assignment == "none" else {}
     options = {"tokens": TOKENS, **options, **OPTIONS.get(entry.name, {})}

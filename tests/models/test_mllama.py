@@ -12,10 +12,10 @@ import torch
 
 import jtok
 from jtok.errors import UserError
-from jtok.models.cache_policy import KeepAttended
-from jtok.models.cross import CrossCache
-from jtok.models.load_vlm import load_vlm, vlm_config
-from jtok.models.processing import pad_batch
+from jtok.models.decoder.cache_policy import KeepAttended
+from jtok.models.decoder.cross import CrossCache
+from jtok.models.vlm.load_vlm import load_vlm, vlm_config
+from jtok.models.vlm.processing import pad_batch
 from jtok.plan import Plan, Reducer
 from tests.models import mllama
 from tests.models.oracle import gentle

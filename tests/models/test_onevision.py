@@ -9,9 +9,9 @@ import torch
 import transformers
 
 import jtok
-from jtok.models.arrange import arrange
-from jtok.models.processing import ImageSettings, Prompt, Span, VisualInput, load_tokenizer, pad_batch
-from jtok.models.processing.llava_next import best_pinpoint, mosaic_spans
+from jtok.models.vlm.arrange import arrange
+from jtok.models.vlm.families.llava_next.processing import best_pinpoint, mosaic_spans
+from jtok.models.vlm.processing import ImageSettings, Prompt, Span, VisualInput, load_tokenizer, pad_batch
 from jtok.plan import Plan
 from tests.models import language
 from tests.models.processing import checkpoints

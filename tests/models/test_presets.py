@@ -10,11 +10,11 @@ import torch
 import transformers
 from flax import nnx
 
+from jtok.checkpoints.safetensor_files import Weights
 from jtok.errors import UserError
-from jtok.models.infer import config_from_transformers
-from jtok.models.presets import PRESETS, make_config, pixel_statistics
-from jtok.models.safetensor_files import Weights
-from jtok.models.vit import ViT
+from jtok.models.towers.infer import config_from_transformers
+from jtok.models.towers.presets import PRESETS, make_config, pixel_statistics
+from jtok.models.towers.vit import ViT
 
 #: Settings of the published checkpoints that differ from the defaults of transformers' config classes.
 _S, _B = (384, 12, 6, 1536), (768, 12, 12, 3072)

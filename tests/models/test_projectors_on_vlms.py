@@ -9,10 +9,10 @@ import torch
 from flax import nnx
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from jtok.checkpoints.reducer_files import save_projector
 from jtok.errors import UserError
-from jtok.models.answer import reduce
-from jtok.models.reducer_files import save_projector
-from jtok.models.sampling import Sampling
+from jtok.methods.reduce import reduce
+from jtok.models.decoder.sampling import Sampling
 from tests.models import language
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("highest_precision")]

@@ -14,12 +14,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 import jtok
+from jtok.checkpoints.trees import flatten
 from jtok.errors import UserError
-from jtok.models.answer import VLM, reduce
-from jtok.models.generate import State
-from jtok.models.load import flatten
-from jtok.models.load_vlm import load_vlm, vlm_config
-from jtok.models.qwen_vision import QwenVisionConfig
+from jtok.methods.reduce import reduce
+from jtok.models.decoder.generate import State
+from jtok.models.towers.qwen_vision import QwenVisionConfig
+from jtok.models.vlm.load_vlm import load_vlm, vlm_config
+from jtok.models.vlm.model import VLM
 from jtok.plan import Plan
 from tests.models import oracle, qwen
 from tests.models.processing import checkpoints

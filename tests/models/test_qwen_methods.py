@@ -5,17 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jtok import registry
 from jtok.errors import UserError
-from jtok.models.answer import VLM, reduce
-from jtok.models.load_vlm import load_vlm
+from jtok.methods import catalogue
+from jtok.methods.reduce import reduce
+from jtok.models.vlm.load_vlm import load_vlm
+from jtok.models.vlm.model import VLM
 from tests.models import oracle, qwen
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
 METHODS = [
     m.name
-    for m in registry.catalogue().values()
+    for m in catalogue.methods().values()
     if m.family in ("baseline", "vlm-encoder") and m.assignment == "none" and m.name != "downsample-image"
 ]
 TOKENS = 4  # of the 15 of the largest image

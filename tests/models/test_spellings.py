@@ -6,7 +6,7 @@ import re
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jtok.models.load import load_params, load_vit
+from jtok.models.towers.load import load_params, load_vit
 from tests.models import hf_tiny
 from tests.models.towers import assert_same
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from jtok.errors import UserError
-from jtok.models.load import load_vit
+from jtok.models.towers.load import load_vit
 from tests.models import hf_tiny
 from tests.models.timm_names import timm_tensors
 from tests.models.towers import assert_close, assert_same, run

@@ -9,8 +9,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from jtok.errors import UserError
-from jtok.models.answer import reduce
-from jtok.models.processing import Prompt
+from jtok.methods.reduce import reduce
+from jtok.models.vlm.processing import Prompt
 from jtok.plan import Plan, Reducer
 from tests.models import language
 from tests.models.oracle import Watch, gentle

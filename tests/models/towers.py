@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from jtok.models.vit import ViT, ViTConfig, ViTOutput
+from jtok.models.towers.vit import ViT, ViTConfig, ViTOutput
 from jtok.plan import Plan
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jtok.models.safetensor_files import Weights
+from jtok.checkpoints.safetensor_files import Weights
 from jtok.tokenizers.released import fill
 
 

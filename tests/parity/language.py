@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jtok.models.decoder import Decoder, DecoderConfig
-from jtok.models.prefill import prefill
-from jtok.models.sequence import Places, Text, assemble
-from jtok.models.sequence import Sequence as Prompt
-from jtok.models.stack import Run
+from jtok.layers.stack import Run
+from jtok.models.decoder.decoder import Decoder, DecoderConfig
+from jtok.models.decoder.prefill import prefill
+from jtok.models.decoder.sequence import Places, Text, assemble
+from jtok.models.decoder.sequence import Sequence as Prompt
 from jtok.plan import Memory, Plan, Reducer, Target
 from jtok.signals import Signals
 from jtok.tokens import Tokens, from_features

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from jtok.models.reducer_files import load_reducer
+from jtok.checkpoints.reducer_files import load_reducer
 from jtok.plan import Plan
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jtok.models.block import Block
-from jtok.models.vit import ViT, ViTConfig
+from jtok.layers.block import Block
+from jtok.models.towers.vit import ViT, ViTConfig
 from jtok.plan import Reducer
 from jtok.signals import Signals
 from jtok.tokens import from_features

@@ -13,8 +13,8 @@ from jtok import distributed
 from jtok.errors import UserError
 from jtok.sharding import gather
 from jtok.training import train
-from jtok.training.classify import Classify, default_config
 from jtok.training.state import named_leaves
+from jtok.training.tasks.classify import Classify, default_config
 
 
 def small_config(steps: int = 10, method: str = "none"):

@@ -10,7 +10,7 @@ PROGRAM = """
 import importlib.resources
 import jax, numpy as np
 import jtok
-from jtok.models.shipped import shipped
+from jtok.models.vlm.shipped import shipped
 from jtok.data.question_text import decode_question
 from jtok.data.questions import digit_questions
 from jtok.training.state import named_leaves

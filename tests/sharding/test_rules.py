@@ -6,24 +6,24 @@ from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from jtok.errors import UserError
-from jtok.models.clip_text import ClipTextConfig, ClipTextTower
-from jtok.models.decoder import DecoderConfig
-from jtok.models.mllama import MllamaConfig
-from jtok.models.projectors import ProjectorConfig
-from jtok.models.qwen_vision import QwenVisionConfig
-from jtok.models.tiled_vision import TiledConfig
-from jtok.models.vit import ViT, ViTConfig
-from jtok.models.vlm import VLMConfig
+from jtok.layers.projector import ProjectorConfig
+from jtok.models.decoder.decoder import DecoderConfig
+from jtok.models.towers.clip_text import ClipTextConfig, ClipTextTower
+from jtok.models.towers.qwen_vision import QwenVisionConfig
+from jtok.models.towers.tiled_config import TiledConfig
+from jtok.models.towers.vit import ViT, ViTConfig
+from jtok.models.vlm.families.mllama.network import MllamaConfig
+from jtok.models.vlm.network import VLMConfig
 from jtok.sharding import AXES, RULES, TABLE, check_batch, logical_axes, make_mesh, shardings, spec
 from jtok.tokenizers.alit import ALIT, ALITConfig
 from jtok.tokenizers.flextok import FlexTok, FlexTokConfig
 from jtok.tokenizers.generator import Generator, GeneratorConfig
 from jtok.tokenizers.karl import KARL, KARLConfig
-from jtok.tokenizers.losses import PatchDiscriminator
 from jtok.tokenizers.titok import TiTok, TiTokConfig
 from jtok.training import optimizer
-from jtok.training.classify import default_config
+from jtok.training.losses.tokenizer import PatchDiscriminator
 from jtok.training.state import create, named_leaves
+from jtok.training.tasks.classify import default_config
 
 TILED = TiledConfig(width=64, heads=4, local=4, deep=2, mlp=96, taps=(1, 2))
 LLAMA = DecoderConfig(depth=2, qkv_bias=True, out_bias=True, mlp_bias=True)

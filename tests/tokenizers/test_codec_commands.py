@@ -12,7 +12,7 @@ from PIL import Image
 from jtok import cli
 from jtok.data.picture import read_picture
 from jtok.errors import UserError
-from jtok.evaluation.image_quality import psnr
+from jtok.evaluation.metrics.image_quality import psnr
 from jtok.tokenizers.codec import Codec
 from jtok.tokenizers.container import pack, unpack
 from jtok.tokenizers.files import save_tokenizer

@@ -11,8 +11,8 @@ import torch
 from flax import nnx
 from safetensors.numpy import save_file
 
+from jtok.checkpoints.trees import flatten
 from jtok.errors import UserError
-from jtok.models.load import flatten
 from jtok.tokenizers.alit import ALIT, ALITConfig
 from jtok.tokenizers.base_grid import as_image, guessed_code
 from jtok.tokenizers.files import fingerprint, load_tokenizer, save_tokenizer

@@ -10,8 +10,8 @@ from PIL import Image
 
 from jtok import cli
 from jtok.data.photographs import PHOTOGRAPHS, photograph
-from jtok.evaluation.image_quality import psnr
-from jtok.evaluation.rate_distortion import count_facts
+from jtok.evaluation.metrics.image_quality import psnr
+from jtok.evaluation.sweeps.rate_distortion import count_facts
 from jtok.tokenizers.codec import Codec
 from jtok.tokenizers.shipped import ASSET, open_tokenizer
 

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from jtok.errors import UserError
+from jtok.models.diffusion.flow import Guidance
 from jtok.tokenizers.alit import ALIT, ALITConfig
 from jtok.tokenizers.flextok import FlexTok, FlexTokConfig
-from jtok.tokenizers.flow import Guidance
 from jtok.tokenizers.karl import KARL, KARLConfig, error_bin
 from jtok.tokenizers.nested_dropout import draw_counts
 from jtok.tokenizers.one_d_piece import drop_tail, one_d_piece

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from jtok.errors import UserError
-from jtok.tokenizers.losses import gradient_penalty, hinge_losses, lecam
 from jtok.training import optimizer
 from jtok.training.aside import aside, assign
-from jtok.training.tokenize_images import TokenizeImages
+from jtok.training.losses.tokenizer import gradient_penalty, hinge_losses, lecam
+from jtok.training.tasks.tokenize_images import TokenizeImages
 from tests.training.digits import small_config
 from tests.training.tokenizer_tasks import tiny_titok, trained, with_adversary
 

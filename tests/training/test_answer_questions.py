@@ -14,13 +14,13 @@ import jtok
 from jtok.data.question_text import PAD, decode_question, encode_question
 from jtok.data.questions import KINDS, digit_questions
 from jtok.errors import UserError
-from jtok.models.decoder import Decoder, DecoderConfig
+from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.training import optimizer, train
-from jtok.training.answer_questions import AnswerQuestions, default_config
-from jtok.training.branches import Prefix, branch
-from jtok.training.patch_targets import dense_targets
-from jtok.training.question_model import make_tokenizer, save_model
 from jtok.training.state import named_leaves
+from jtok.training.tasks.answer_questions import AnswerQuestions, default_config
+from jtok.training.tasks.branches import Prefix, branch
+from jtok.training.tasks.patch_targets import dense_targets
+from jtok.training.tasks.question_model import make_tokenizer, save_model
 
 SIZE = 64
 

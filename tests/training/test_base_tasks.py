@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from jtok.config_file import load_config
 from jtok.errors import UserError
 from jtok.tokenizers.karl import BINS, KARL, KARLConfig
-from jtok.training.frozen_base import PixelGrid, base_config
-from jtok.training.image_task import UNTRAINED
-from jtok.training.tasks import make_task
+from jtok.training.tasks.frozen_base import PixelGrid, base_config
+from jtok.training.tasks.image_task import UNTRAINED
+from jtok.training.tasks.registry import make_task
 from tests.training.tokenizer_tasks import TINY_VQGAN, trained, with_adversary
 
 SMALL = {"encoder": (48, 1, 2), "decoder": (48, 1, 2), "codebook": 16, "code_width": 4}

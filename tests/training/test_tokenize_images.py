@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtok.training.tokenize_images import TokenizeImages, default_config
+from jtok.training.tasks.tokenize_images import TokenizeImages, default_config
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,20 @@ import pytest
 import torch
 from flax import nnx
 
+from jtok.checkpoints.safetensor_files import write_safetensors
 from jtok.errors import UserError
-from jtok.evaluation.lpips import LPIPS
-from jtok.models.safetensor_files import write_safetensors
 from jtok.tokenizers.files import save_tokenizer
 from jtok.tokenizers.quantizers.ema import Codebook
 from jtok.tokenizers.titok import TiTok
-from jtok.training import predict_codes, train
-from jtok.training.frozen_base import base_config
-from jtok.training.image_task import UNTRAINED, pixel_decoder_from
-from jtok.training.picture_loss import PictureLoss
-from jtok.training.predict_codes import PredictCodes
+from jtok.training import train
+from jtok.training.losses.image_loss import PictureLoss
+from jtok.training.losses.lpips import LPIPS
 from jtok.training.state import named_leaves
-from jtok.training.tokenize_images import TokenizeImages, default_config
+from jtok.training.tasks import predict_codes
+from jtok.training.tasks.frozen_base import base_config
+from jtok.training.tasks.image_task import UNTRAINED, pixel_decoder_from
+from jtok.training.tasks.predict_codes import PredictCodes
+from jtok.training.tasks.tokenize_images import TokenizeImages, default_config
 from tests.tokenizers.conv_reference import Network
 from tests.training.tokenizer_tasks import TINY_VQGAN, tiny_titok, trained, with_adversary
 

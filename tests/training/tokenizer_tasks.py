@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 
 from jtok.training import optimizer
-from jtok.training.adversary import switch_on
+from jtok.training.losses.adversary import switch_on
 from jtok.training.state import create, trainable_names
 from jtok.training.step import make_step
-from jtok.training.tokenize_images import default_config
+from jtok.training.tasks.tokenize_images import default_config
 
 TINY_VQGAN = {"channels": 8, "width": 8, "widths": (8, 16), "blocks": 1, "groups": 4, "style": "maskgit"}
 

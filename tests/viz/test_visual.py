@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from jtok.models.processing import ImageSettings
-from jtok.models.processing.qwen2_vl import prepare
+from jtok.evaluation.figures.visual import _picture, draw_reading
+from jtok.models.vlm.families.qwen2_5_vl.processing import prepare
+from jtok.models.vlm.processing import ImageSettings
 from jtok.plan import Plan, Target
 from jtok.viz.paint import VEIL
-from jtok.viz.visual import _picture, draw_reading
 
 SETTINGS = ImageSettings("llava", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255, 3, 28, side=56)
 RED, GREEN = (200, 10, 10), (10, 180, 20)

@@ -2,8 +2,8 @@
 
 Every reader returns a random-access Grain data set of {"id": str, "image": PIL RGB image or None, "question": str,
 "answers": list of str, "choices": list of str, "meta": dict}. Images are read when a question is asked for. Answers are
-empty in splits without them; for questions with choices they are the letter of the right one. `jtok.evaluation.vqa`
-scores what a model answers.
+empty in splits without them; for questions with choices they are the letter of the right one.
+`jtok.evaluation.vqa.scores` scores what a model answers.
 """
 
 from jtok.data.vqa.multiple_choice import mmbench, scienceqa, scienceqa_parquet

@@ -8,8 +8,8 @@ from typing import Any
 
 from flax import nnx
 
+from jtok.checkpoints.safetensor_files import Weights, open_weights
 from jtok.errors import UserError
-from jtok.models.safetensor_files import Weights, open_weights
 from jtok.tokenizers.autoencoder_names import find_naming, find_shape
 from jtok.tokenizers.base_grid import frozen
 from jtok.tokenizers.bases.autoencoder_kl import AutoencoderKL, KLConfig, diffusers_config

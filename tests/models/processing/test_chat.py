@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from jtok.errors import UserError
-from jtok.models.processing import chat, load_processor
+from jtok.models.vlm.processing import chat, load_processor
 from tests.models.processing.checkpoints import FAMILIES, write
 
 TOKENS = {"image": "<image>", "video": ""}

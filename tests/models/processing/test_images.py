@@ -9,10 +9,14 @@ import transformers
 from PIL import Image
 
 from jtok.errors import UserError
-from jtok.models.processing import llava, llava_next, mllama, onevision, qwen2_vl
-from jtok.models.processing.images import MAX_SIDE, open_image
-from jtok.models.processing.processor import PREPARE
-from jtok.models.processing.settings import from_configs, image_settings
+from jtok.models.vlm.families.llava import processing as llava
+from jtok.models.vlm.families.llava_next import processing as llava_next
+from jtok.models.vlm.families.mllama import processing as mllama
+from jtok.models.vlm.families.onevision import processing as onevision
+from jtok.models.vlm.families.qwen2_5_vl import processing as qwen2_vl
+from jtok.models.vlm.processing.images import MAX_SIDE, open_image
+from jtok.models.vlm.processing.processor import PREPARE
+from jtok.models.vlm.processing.settings import from_configs, image_settings
 from tests.models.processing.checkpoints import FAMILIES, picture, write
 
 SIZES = [(56, 56), (100, 90), (37, 281), (300, 211), (3, 200), (400, 2), (2, 2), (113, 111), (28, 57)]

@@ -8,9 +8,9 @@ import torch
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
-from jtok.models.processing.layout import Span, VisualInput, bilinear, layout
-from jtok.models.processing.llava_next import best_pinpoint, mosaic_spans
-from jtok.models.processing.settings import ImageSettings
+from jtok.models.vlm.families.llava_next.processing import best_pinpoint, mosaic_spans
+from jtok.models.vlm.processing.layout import Span, VisualInput, bilinear, layout
+from jtok.models.vlm.processing.settings import ImageSettings
 from tests.models.processing.checkpoints import PINPOINTS
 
 NEWLINE = np.array([7.0, -3.0, 11.0])

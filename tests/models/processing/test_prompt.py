@@ -10,8 +10,8 @@ from PIL import Image
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from jtok.errors import UserError
-from jtok.models.processing import load_processor
-from jtok.models.processing.batch import pad_batch
+from jtok.models.vlm.processing import load_processor
+from jtok.models.vlm.processing.batch import pad_batch
 from tests.models.processing.checkpoints import FAMILIES, picture, write
 
 SIZES = [(100, 90), (60, 200), (130, 70)]

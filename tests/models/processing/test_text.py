@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from jtok.errors import UserError
-from jtok.models.processing.text import Tokenizer, load_tokenizer
+from jtok.models.vlm.processing.text import Tokenizer, load_tokenizer
 from tests.models.processing.checkpoints import SENTENCES, byte_level, write
 
 TRICKY = [*SENTENCES, "", "�", "a�b", "👨‍👩‍👧‍👦", "é" * 3, "\n \t", "𐍈𐍈"]

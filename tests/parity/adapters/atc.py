@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.methods.atc import ATC
+from jtok.methods.vit.atc import ATC
 from jtok.signals import Signals
 from jtok.tokens import from_features
 from tests.parity.case import Case, difference

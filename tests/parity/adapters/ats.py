@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.methods import ats
+from jtok.methods.vit import ats
 from jtok.signals import Signals
 from jtok.tokens import Tokens, from_features
 from tests.parity import timm_weights

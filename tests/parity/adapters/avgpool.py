@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jtok.cluster import adaptive_average_pool
+from jtok.ops.cluster import adaptive_average_pool
 from tests.parity.case import Case
 
 SLUG = "avgpool"

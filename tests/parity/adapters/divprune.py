@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok import cluster
-from jtok.methods.divprune import DivPrune
+from jtok.methods.vlm.divprune import DivPrune
+from jtok.ops import cluster
 from jtok.tokens import from_features
 from tests.parity.case import Case
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok import cluster, kernels
-from jtok.methods.dpc_knn import weighted_mean
+from jtok import kernels
+from jtok.methods.vit.dpc_knn import weighted_mean
+from jtok.ops import cluster
 from tests.parity.case import Case
 
 SLUG = "dpc-knn"

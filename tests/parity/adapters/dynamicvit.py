@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jtok import score, select
-from jtok.methods.dynamicvit import DynamicViT, Predictor
-from jtok.models.block import Attention
-from jtok.models.vit import ViTConfig
+from jtok.layers.block import Attention
+from jtok.methods.vit.dynamicvit import DynamicViT, Predictor
+from jtok.models.towers.vit import ViTConfig
+from jtok.ops import score, select
 from jtok.plan import Plan, at_blocks
 from jtok.tokens import from_features
 from tests.parity import timm_weights

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jtok import budget
-from jtok.methods.evit import EViT
+from jtok.methods.vit.evit import EViT
+from jtok.ops import budget
 from tests.parity import timm_weights
 from tests.parity.case import Case
 

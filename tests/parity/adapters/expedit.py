@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok import cluster, kernels
-from jtok.methods.expedit import reconstruct
+from jtok import kernels
+from jtok.methods.vit.expedit import reconstruct
+from jtok.ops import cluster
 from tests.parity.case import Case
 
 SLUG = "expedit"

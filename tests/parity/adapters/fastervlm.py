@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.methods.fastervlm import FasterVLM
+from jtok.methods.vlm.fastervlm import FasterVLM
 from jtok.signals import Signals
 from jtok.tokens import from_features
 from tests.parity.case import Case

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jtok.tokenizers.dit import sincos_grid, time_features
+from jtok.models.diffusion.dit import sincos_grid, time_features
+from jtok.models.diffusion.flow import Guidance
 from jtok.tokenizers.flextok import FlexTok, FlexTokConfig
-from jtok.tokenizers.flow import Guidance
 from jtok.tokenizers.masks import packed_mask
 from jtok.tokenizers.nested_dropout import fill_tail, round_up_to_power
 from jtok.tokenizers.quantizers import FSQ

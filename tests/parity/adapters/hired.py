@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.methods.hired import EARLY, LATE, HiREDCrops, Observer
-from jtok.models.sequence import fold
+from jtok.methods.vlm.hired import EARLY, LATE, HiREDCrops, Observer
+from jtok.models.decoder.sequence import fold
 from jtok.signals import Signals
 from jtok.tokens import from_features
 from tests.parity.case import Case

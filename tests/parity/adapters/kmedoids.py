@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok import cluster, kernels, select
+from jtok import kernels
+from jtok.ops import cluster, select
 from tests.parity.case import Case
 
 SLUG = "kmedoids"

@@ -7,8 +7,8 @@ import math
 import jax
 import numpy as np
 
+from jtok.methods.catalogue import make_plan
 from jtok.plan import Target
-from jtok.registry import make_plan
 from jtok.signals import Signals
 from jtok.tokens import from_features
 from tests.parity.case import Case

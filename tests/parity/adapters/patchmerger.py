@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jtok.methods.patchmerger import PatchMerger
+from jtok.methods.vit.patchmerger import PatchMerger
 from jtok.signals import Signals
 from jtok.tokens import from_features
 from tests.parity import timm_weights

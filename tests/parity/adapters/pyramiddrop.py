@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jtok import make_plan
-from jtok.methods.pyramiddrop import PyramidDrop
+from jtok.methods.vlm.pyramiddrop import PyramidDrop
 from jtok.plan import Plan
 from tests.parity import language
 from tests.parity.case import Case, difference

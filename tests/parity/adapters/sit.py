@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jtok.methods.sit import SiT
+from jtok.methods.vit.sit import SiT
 from jtok.plan import Target
 from jtok.signals import Signals
 from jtok.tokens import from_features

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok import make_plan, select
-from jtok.methods.sparsevlm import SparseVLM, clustered
+from jtok import make_plan
+from jtok.methods.vlm.sparsevlm import SparseVLM, clustered
+from jtok.ops import select
 from jtok.signals import Signals
 from jtok.tokens import from_features
 from tests.parity import language

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jtok.methods.token_cropr import Cropr, LastLayerFusion
+from jtok.methods.vit.token_cropr import Cropr, LastLayerFusion
 from jtok.plan import Plan, at_blocks
 from jtok.signals import Signals
 from jtok.tokens import from_features

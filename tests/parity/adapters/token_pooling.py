@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok import cluster
+from jtok.ops import cluster
 from tests.parity.case import Case
 
 SLUG = "token-pooling"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from jtok.evaluation import lpips
-from jtok.evaluation.code_usage import code_usage
-from jtok.evaluation.frechet import Statistics, frechet_distance
-from jtok.evaluation.image_quality import psnr, ssim
+from jtok.evaluation.metrics.code_usage import code_usage
+from jtok.evaluation.metrics.frechet import Statistics, frechet_distance
+from jtok.evaluation.metrics.image_quality import psnr, ssim
+from jtok.training.losses import lpips
 from tests.parity.case import Case
 
 SLUG = "tokenizer-metrics"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from jtok.methods.catalogue import make_plan
 from jtok.plan import Target
-from jtok.registry import make_plan
 from jtok.tokens import from_features
 from tests.parity.case import Case
 from tests.parity.projectors import loaded

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok import budget, make_plan, merge
+from jtok import make_plan
+from jtok.ops import budget, merge
 from jtok.tokens import from_features
 from tests.parity import timm_weights
 from tests.parity.case import Case
@@ -35,10 +36,10 @@ def merged(case: Case, match: merge.Matching, special: int, length: int) -> dict
     x = jnp.asarray(case.inputs["x"])
     n, assign = x.shape[1], match.assign(x.shape[1])
     tokens = from_features(x, (n - special,), special)
-    mean, plain = match.apply(tokens, "mean").x, match.apply(tokens)
+    mean, plain = tokens.join(match, "mean").x, tokens.join(match)
     member = assign[:, None] == jnp.arange(mean.shape[1])[:, None]
     out = {
-        "merged_sum": match.apply(tokens, "sum").x,
+        "merged_sum": tokens.join(match, "sum").x,
         "merged_mean": mean,
         "merged_amax": jnp.where(member[..., None], x[:, None], -jnp.inf).max(2),
         "wavg_x_nosize": plain.x,
@@ -47,7 +48,7 @@ def merged(case: Case, match: merge.Matching, special: int, length: int) -> dict
         "unmerged": match.unmerge(mean, n)[:, :length],
     }
     if "size" in case.inputs:
-        sized = match.apply(tokens.replace(size=jnp.asarray(case.inputs["size"])[..., 0]))
+        sized = tokens.replace(size=jnp.asarray(case.inputs["size"])[..., 0]).join(match)
         out |= {"wavg_x": sized.x, "wavg_size": sized.size[..., None]}
     return out
 

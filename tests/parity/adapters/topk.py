@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jtok.methods.topk import TopK
+from jtok.methods.vit.topk import TopK
 from tests.parity import timm_weights
 from tests.parity.case import Case
 

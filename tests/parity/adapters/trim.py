@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.methods.trim import TRIM
-from jtok.models.clip_text import SharedSpace
+from jtok.methods.vlm.trim import TRIM
+from jtok.models.towers.clip_text import SharedSpace
 from jtok.signals import Signals
 from jtok.tokens import from_features
 from tests.parity.case import Case

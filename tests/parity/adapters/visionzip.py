@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.methods.visionzip import VisionZip
+from jtok.methods.vlm.visionzip import VisionZip
 from jtok.signals import Signals
 from jtok.tokens import from_features
 from tests.parity.case import Case

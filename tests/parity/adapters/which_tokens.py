@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jtok.evaluation.feature_similarity import canonical_correlations, compare_features
-from jtok.evaluation.token_patterns import cluster_agreement, compare_maps, compose
+from jtok.evaluation.metrics.feature_similarity import canonical_correlations, compare_features
+from jtok.evaluation.patterns.token_patterns import cluster_agreement, compare_maps, compose
 from tests.parity.case import Case
 
 SLUG = "which-tokens"

@@ -1,0 +1,222 @@
+"""A sweep with all that is kept of it: records on disk as they are measured, a table, plots, pictures, a report."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from ml_collections import ConfigDict
+from PIL import Image
+from rich.table import Table
+
+from jtok.errors import UserError
+from jtok.evaluation.sweeps.pareto import table as make_table
+from jtok.evaluation.sweeps.pareto import write_csv, write_json
+from jtok.evaluation.sweeps.sweep import Cell, Record, held_out, run_cell, sweep
+from jtok.methods import catalogue
+from jtok.models.towers.load import load_params
+from jtok.plan import Plan, Target
+from jtok.training.record import git_commit, make_workdir, versions
+from jtok.training.tasks.classify import Classify
+from jtok.training.weights import load_reducer
+
+
+class Subject(Protocol):
+    """A model with held-out data on which a sweep measures methods."""
+
+    @property
+    def target(self) -> Target:
+        """What plans are made for."""
+        ...
+
+    def measure(self, cell: Cell, single: bool) -> Record:
+        """One cell's record; `single`: batch 1 is timed too."""
+        ...
+
+    def trained(self, plan: Plan, directory: Path) -> dict[str, Any]:
+        """{"model", "plan"}: parameters that a run in `directory` trained for a plan. Raises UserError."""
+        ...
+
+    def tables(self, records: Sequence[Record]) -> list[Table]:
+        """What to print beside the table of accuracies."""
+        ...
+
+    def pictures(self, records: Sequence[Record], cells: Sequence[Cell]) -> list[tuple[str, Any]]:
+        """(caption, picture or figure) for the report, beside the plot of accuracy against cost."""
+        ...
+
+
+class Study:
+    """The sweep of `config.sweep` on one subject.
+
+    config.sweep: `methods` (names), `keeps` (ratios), `batch`, `single_keeps` (ratios at which batch 1 is timed too),
+    `runs` (method -> directory of the run that trained it; `{keep}` in it stands for the ratio, and a ratio without a
+    directory stays untrained), `options` (method -> what its plan takes beside; may be left out), `title`, `scale` and
+    `notes` (sentences for the report); what the subject reads beside.
+    """
+
+    def __init__(self, subject: Subject, config: ConfigDict, workdir, command: str):
+        self.subject, self.config, self.command = subject, config, command
+        self.cells = make_cells(subject, config.sweep)  # bad names and ratios are found before anything runs
+        self.workdir: Path = make_workdir(workdir)
+        self.records: list[Record] = []
+
+    def run(self, say: Callable[[str], None] = print) -> list[Record]:
+        """Measures every cell; records.json grows as they are done."""
+        s = self.config.sweep
+        records: list[Record] = []
+
+        def done(record: Record) -> None:
+            records.append(record)
+            write_json(self.workdir / "records.json", records)
+            time = record[f"latency_ms_b{s.batch}"]["median"]
+            mark = " (trained)" if record["trained"] else ""
+            say(
+                f"{len(records)}/{len(self.cells) + 1}  {record['method']}{mark} at {record['keep']:g}: "
+                f"{record['accuracy']:.1%}, {record['gmacs'] * 1e3:.1f} MMACs, {time:.1f} ms a batch of {s.batch}"
+            )
+
+        single = [round(k, 6) for k in s.single_keeps]
+        self.records = sweep(
+            self.subject.measure, self.cells, single=lambda cell: round(cell.keep, 6) in single, progress=done
+        )
+        write_csv(self.workdir / "records.csv", [_flat(r) for r in self.records])
+        return self.records
+
+    def tables(self) -> list[Table]:
+        """Accuracy of every method at every ratio, as a rich table, and what the subject adds."""
+        keeps = sorted(self.config.sweep.keeps, reverse=True)
+        rows: dict[str, dict[str, Any]] = {}
+        for r in self.records:
+            row = rows.setdefault(r["method"], {"method": r["method"]})
+            row["trained"] = "yes" if r["trained"] else row.get("trained", "")
+            for keep in [r["keep"]] if r["method"] != "none" else keeps:
+                row[f"{keep:g}"] = f"{r['accuracy']:.1%}"
+        title = "accuracy on held-out images by share of patches left at the end"
+        return [make_table(list(rows.values()), title=title), *self.subject.tables(self.records)]
+
+    def report(self) -> Path:
+        """Draws plots and pictures and writes report.html beside the records."""
+        from jtok.evaluation.figures.gallery import picture_bytes
+        from jtok.viz.files import write_whole
+        from jtok.viz.pareto import draw_pareto, save_figure
+        from jtok.viz.report import write_report
+
+        figure = draw_pareto(self.records, batch=self.config.sweep.batch)
+        save_figure(self.workdir / "pareto.png", figure)
+        pictures = self.subject.pictures(self.records, self.cells)
+        for caption, picture in pictures:
+            path = self.workdir / f"{_file_name(caption)}.png"
+            if isinstance(picture, Image.Image):
+                write_whole(path, picture_bytes(picture))
+            else:
+                save_figure(path, picture)
+        claims = {r["method"]: catalogue.find(r["method"]).claims for r in self.records if r["method"] != "none"}
+        commit = git_commit()
+        path = self.workdir / "report.html"
+        write_report(
+            path,
+            title=self.config.sweep.title,
+            config=self.config.to_dict(),
+            records=self.records,
+            pictures=[("accuracy against cost", figure), *pictures],
+            claims=claims,
+            notes=list(self.config.sweep.notes),
+            scale=self.config.sweep.scale,
+            command=self.command,
+            versions=versions(),
+            commit=commit["commit"] if commit else "",
+        )
+        return path
+
+
+class SceneReader:
+    """The subject of configs/vit/sweep.py: a classifier of images.
+
+    config.sweep: also `images` (held out), `pictures` (how many images to draw) and `picture_keeps` (at which ratios).
+    """
+
+    def __init__(self, task: Classify, params: Mapping[str, Any], config: ConfigDict):
+        self.task, self.params, self.config = task, params, config
+
+    @property
+    def target(self) -> Target:
+        return self.task.model.target()
+
+    @functools.cached_property
+    def images(self) -> dict[str, Any]:
+        """The held-out images."""
+        return held_out(self.task, self.config.data.eval_split, self.config.sweep.images)
+
+    def measure(self, cell: Cell, single: bool) -> Record:
+        return run_cell(self.task, self.params, cell, self.images, batch=self.config.sweep.batch, single=single)
+
+    def trained(self, plan: Plan, directory: Path) -> dict[str, Any]:
+        model = jax.eval_shape(lambda: self.task.init(jax.random.key(0)))["model"]
+        return {
+            "model": load_params(directory / "model.safetensors", self.task.model, model),
+            "plan": load_reducer(directory / "model.reducer.safetensors", plan),
+        }
+
+    def tables(self, records: Sequence[Record]) -> list[Table]:
+        return []
+
+    def pictures(self, records: Sequence[Record], cells: Sequence[Cell]) -> list[tuple[str, Any]]:
+        from jtok.evaluation.figures.gallery import compare_methods
+
+        drawn = [cell for cell in cells if cell.keep in list(self.config.sweep.picture_keeps)]
+        split = self.config.data.eval_split
+        return compare_methods(self.task, self.params, drawn, self.config.sweep.pictures, split)
+
+
+def make_cells(subject: Subject, s: ConfigDict) -> list[Cell]:
+    """Every method at every ratio. Raises UserError for unknown methods, bad ratios, missing or misfit runs."""
+    for method in s.methods:
+        catalogue.find(method)
+    for name, run in s.runs.items():
+        if run and name not in s.methods:
+            raise UserError(f"sweep.runs names '{name}', which is not among sweep.methods.")
+    cells = []
+    for method in s.methods:
+        options = dict(s.get("options", {}).get(method, {}))
+        for keep in s.keeps:
+            plan = catalogue.make_plan(method, subject.target, keep, **options)
+            cells.append(Cell(method, keep, options, _trained(subject, plan, s.runs.get(method, ""), keep)))
+    return cells
+
+
+def _trained(subject: Subject, plan: Plan, run: str, keep: float) -> dict[str, Any] | None:
+    """What the run in directory `run` trained; None without one, or if it was made for another ratio only."""
+    if not run:
+        return None
+    directory = Path(run.format(keep=f"{keep:g}"))
+    if "{keep}" in run and not directory.is_dir():
+        return None
+    return subject.trained(plan, directory)
+
+
+def _file_name(caption: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", caption.lower()).strip("_")
+
+
+def read_records(workdir: str | Path) -> list[Record]:
+    """Records of a finished (or running) sweep. Raises UserError where there are none."""
+    path = Path(workdir) / "records.json"
+    if not path.is_file():
+        raise UserError(f"'{workdir}' holds no records.json: it is not the directory of a sweep.")
+    return json.loads(path.read_text())
+
+
+def _flat(record: Record) -> Record:
+    flat: Record = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}_{part}": x for part, x in value.items()}
+        else:
+            flat[name] = " ".join(map(str, value)) if isinstance(value, list) else value
+    return flat

@@ -1,0 +1,41 @@
+"""Random: the baseline that every pruner must beat. Keeps patches drawn uniformly, a fresh draw for every image."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jtok.ops import budget
+from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.pruner import Pruner
+from jtok.registry import method
+from jtok.signals import Signals
+from jtok.tokens import Tokens
+
+
+class Random(Pruner):
+    """Keeps patches drawn without replacement from the image's own key."""
+
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
+        salt = tokens.count  # stages differ in length, so each draws anew
+        return jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, salt), (tokens.count,), jnp.float32))(s.key)
+
+
+@method(
+    name="random",
+    title="Random pruning",
+    paper="baseline",
+    family="baseline",
+    training="none",
+    assignment="none",
+    reads=(),
+    site="three blocks, after attention",
+    idea="keep patches drawn at random",
+    uses_position=True,  # the draw goes by slot, not by content
+)
+def plan(target: Target, keep: float = 0.5, stages: int = 3) -> Plan:
+    """Reduces where the staged methods do, to the same counts."""
+    blocks = budget.stage_blocks(target.depth, stages)
+    counts = budget.stage_counts(target.patches, keep, len(blocks))
+    return Plan(at_blocks(blocks, "after_attention", [Random(k) for k in counts]))

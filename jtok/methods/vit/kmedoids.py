@@ -1,0 +1,91 @@
+"""K-Medoids: keep a token near the middle of each group.
+
+As evaluated in "Which Tokens to Use? Investigating Token Reduction in Vision Transformers", arXiv:2308.04657, ICCV
+Workshops 2023, after the K-Medoids form of "Token Pooling in Vision Transformers", arXiv:2110.03860. Stands before
+blocks 3, 6 and 9 of 12; reads the attention that tokens received in the block before. The output are tokens of the
+input, not averages, so it prunes for diversity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from jtok.ops import budget, cluster, select
+from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.registry import method
+from jtok.signals import Signals
+from jtok.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class KMedoids(Reducer):
+    """`clusters` medoids of the patches, in the order of their first medoids; `iterations` rounds.
+
+    Starts from the tokens of most attention, which also weighs the distances; with `equal_weight` from a random token
+    of the image and those that lie far from it. `update`: see `jtok.ops.cluster.k_medoids`.
+    """
+
+    clusters: int
+    iterations: int = 3
+    equal_weight: bool = False
+    update: cluster.MedoidUpdate = "official"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Nothing with equal weights."""
+        return () if self.equal_weight else ("attention_received",)
+
+    def count(self, patches: int) -> int:
+        return min(self.clusters, patches)
+
+    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
+        special, patches = tokens.split()
+        if self.clusters >= patches.count:
+            return tokens, memory
+        weight = None if self.equal_weight else s.attention_received[:, tokens.special :]
+        distance = cluster.distances(patches.x)
+        if weight is None:
+            start = cluster.spread_by_maximum(distance, self.clusters, self._first(patches, s), patches.valid)
+        else:
+            start = select.top_k(weight, self.clusters, valid=patches.valid, order="score")
+        medoid, assign = cluster.k_medoids(
+            distance, start, self.iterations, weight=weight, valid=patches.valid, update=self.update
+        )
+        chosen = patches.take(medoid)
+        merged = patches.merge(assign, self.clusters)
+        merged = merged.replace(x=chosen.x, position=chosen.position, policy=chosen.policy, carry=chosen.carry)
+        return special.concat(merged), memory
+
+    def _first(self, patches: Tokens, s: Signals) -> jax.Array:
+        """[B] a random real token of every image."""
+        draw = jax.vmap(lambda key: jax.random.uniform(key, (patches.count,)))(s.key)
+        return select.top_k(draw, 1, valid=patches.valid)[:, 0]
+
+
+@method(
+    name="kmedoids",
+    title="Which Tokens to Use? Investigating Token Reduction in Vision Transformers",
+    paper="arXiv:2308.04657, ICCVW 2023",
+    family="vit-merge",
+    training="optional",
+    assignment="hard",
+    reads=("attention_received",),
+    site="three blocks, before attention",
+    idea="keep the medoid of each group",
+)
+def plan(
+    target: Target,
+    keep: float = 0.5,
+    iterations: int = 3,
+    equal_weight: bool = False,
+    update: cluster.MedoidUpdate = "official",
+    stages: int = 3,
+    rates: Sequence[float] | None = None,
+) -> Plan:
+    """`rates`: share of the initial patches kept after each stage."""
+    blocks = budget.stage_blocks(target.depth, stages)
+    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
+    return Plan(at_blocks(blocks, "input", [KMedoids(k, iterations, equal_weight, update) for k in counts]))

@@ -1,0 +1,75 @@
+"""PatchMerger: a few learned queries attend to the patches; what they read is the new token set.
+
+"Learning to Merge Tokens in Vision Transformers", arXiv:2202.12015, 2022. Stands between blocks and is trained with the
+model by the task's loss alone. What is averaged are the *normalised* patches, without projection or residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jtok.ops import budget
+from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.registry import method
+from jtok.signals import Signals
+from jtok.tokens import Tokens
+
+
+class PatchMerger(nnx.Module, Reducer):
+    """softmax(Q LN(x)^T) LN(x) with `keep` learned queries Q; `scaled` divides the logits by sqrt(D)."""
+
+    def __init__(self, width: int, keep: int, scaled: bool, rngs: nnx.Rngs):
+        self.keep = keep
+        self.scale = width**-0.5 if scaled else 1.0
+        self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.queries = nnx.Param(jax.random.normal(rngs.params(), (keep, width)))
+
+    def count(self, patches: int) -> int:
+        return self.keep
+
+    def weights(self, patches: Tokens) -> tuple[Float[Array, "B K N"], Float[Array, "B N D"]]:
+        """(share of every patch in every new token, the normalised patches that are shared out)."""
+        x = self.norm(patches.x.astype(jnp.float32))
+        logits = jnp.einsum("kd,bnd->bkn", self.queries[...], x) * self.scale
+        if patches.valid is not None:
+            logits = jnp.where(patches.valid[:, None], logits, jnp.finfo(jnp.float32).min)
+        return jax.nn.softmax(logits, -1), x
+
+    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
+        special, patches = tokens.split()
+        weights, x = self.weights(patches)
+        return special.concat(patches.mix(weights, jnp.einsum("bkn,bnd->bkd", weights, x))), memory
+
+
+@method(
+    name="patchmerger",
+    title="Learning to Merge Tokens in Vision Transformers",
+    paper="arXiv:2202.12015, 2022",
+    family="vit-learned",
+    training="required",
+    assignment="soft",
+    reads=(),
+    site="three blocks, at the input",
+    idea="a few learned queries read the patches",
+)
+def plan(
+    target: Target,
+    keep: float = 0.5,
+    stages: int = 3,
+    rates: Sequence[float] | None = None,
+    scaled: bool = False,
+    rngs: nnx.Rngs | None = None,
+) -> Plan:
+    """`rates`: share of the initial patches left after each stage. `stages=1` merges once, after half of the blocks.
+
+    scaled: divide the logits by sqrt(width), which the paper's formula does not.
+    """
+    rngs = rngs or nnx.Rngs(0)
+    blocks = budget.stage_blocks(target.depth, stages)
+    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
+    return Plan(at_blocks(blocks, "input", [PatchMerger(target.width, k, scaled, rngs) for k in counts]))

@@ -1,0 +1,157 @@
+"""SiT: patches are slimmed into soft mixtures of themselves, and learn to give the dense model's patches back.
+
+"Self-slimmed Vision Transformer", arXiv:2111.12624, ECCV 2022. Token slimming modules stand between blocks; class and
+distillation tokens pass by. In training a reverse module after every block since recovers all patches from the slimmed
+ones, and these are held against the dense teacher's patches of the same layer (feature recalibration distillation).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jtok.errors import UserError
+from jtok.ops import budget
+from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.registry import Claim, method
+from jtok.signals import Signals
+from jtok.tokens import Tokens
+
+
+class Perceptron(nnx.Module):
+    """Two linear layers with a GELU between, over the last axis."""
+
+    def __init__(self, width: int, hidden: int, out: int, rngs: nnx.Rngs):
+        self.up, self.down = nnx.Linear(width, hidden, rngs=rngs), nnx.Linear(hidden, out, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+
+
+class Recover(nnx.Module):
+    """The reverse module: `keep` slimmed tokens back to all `patches`; hidden layers are `ratio` times as wide."""
+
+    def __init__(self, width: int, keep: int, patches: int, ratio: float, rngs: nnx.Rngs):
+        self.norm1 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.over_tokens = Perceptron(keep, int(ratio * patches), patches, rngs)
+        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.over_features = Perceptron(width, int(ratio * width), width, rngs)
+
+    def __call__(self, y: Float[Array, "B K D"]) -> Float[Array, "B P D"]:
+        """There is no skip over the first perceptron, since it changes the number of tokens."""
+        z = self.over_tokens(self.norm1(y.astype(jnp.float32)).swapaxes(1, 2)).swapaxes(1, 2)
+        return z + self.over_features(self.norm2(z))
+
+
+class SiT(nnx.Module, Reducer):
+    """Mixes the patches into `keep`, each column of weights a softmax over the patches.
+
+    Also holds the reverse modules of the `layers` layers that see this many tokens, which only training uses; then
+    `memory["sit"]` lists what every stage so far made [B,keep,D].
+    """
+
+    def __init__(self, target: Target, keep: int, layers: int, ratio: float, reverse_ratio: float, rngs: nnx.Rngs):
+        self.keep = keep
+        self.norm = nnx.LayerNorm(target.width, epsilon=1e-5, rngs=rngs)
+        self.slim = Perceptron(target.width, int(target.width * ratio), keep, rngs)
+        self.scale = nnx.Param(jnp.ones(()))
+        recover = [Recover(target.width, keep, target.patches, reverse_ratio, rngs) for _ in range(layers)]
+        self.recover = nnx.List(recover)
+
+    def count(self, patches: int) -> int:
+        return self.keep
+
+    def weights(self, patches: Tokens) -> Float[Array, "B K N"]:
+        """Share of every patch in every new token; rows sum to one over the patches."""
+        logits = self.slim(self.norm(patches.x.astype(jnp.float32))).swapaxes(1, 2) * self.scale[...]
+        if patches.valid is not None:
+            logits = jnp.where(patches.valid[:, None], logits, jnp.finfo(jnp.float32).min)
+        return jax.nn.softmax(logits, -1)
+
+    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
+        special, patches = tokens.split()
+        slimmed = patches.mix(self.weights(patches))
+        if s.train:
+            memory = {**memory, "sit": (*memory.get("sit", ()), slimmed.x)}
+        return special.concat(slimmed), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """Feature recalibration distillation: recovered patches and logits against the dense teacher's.
+
+    patches: weight of the mean squared gap, averaged over the layers (those before the first slimming compare as they
+    are); logits: weight of the KL divergence at `temperature`, times its square.
+    """
+
+    blocks: tuple[int, ...]
+    patches: float
+    logits: float
+    temperature: float
+
+    def __call__(self, plan: Plan, output: Any, teacher: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        special = output.tokens.special
+        layers = [h[:, special:].astype(jnp.float32) for h in output.hidden[1:]]
+        dense = [h[:, special:].astype(jnp.float32) for h in teacher.hidden[1:]]
+        for block, slimmed in zip(self.blocks, output.memory["sit"], strict=True):
+            layers[block - 1] = slimmed  # what leaves the layer is what its slimming made of it
+            for layer, recover in enumerate(plan.at(f"tower.block.{block}.input").recover, block - 1):
+                layers[layer] = recover(layers[layer])
+        gaps = [jnp.square(a - b).mean() for a, b in zip(layers, dense, strict=True)]
+        t = self.temperature
+        student, target = jax.nn.log_softmax(output.logits / t), jax.nn.log_softmax(teacher.logits / t)
+        divergence = optax.losses.kl_divergence_with_log_targets(student, target).mean()
+        return {"recalibration": self.patches * jnp.stack(gaps).mean(), "distill": self.logits * t**2 * divergence}
+
+
+@method(
+    name="sit",
+    title="Self-slimmed Vision Transformer",
+    paper="arXiv:2111.12624, ECCV 2022",
+    family="vit-learned",
+    training="required",
+    assignment="soft",
+    reads=(),
+    site="three blocks, at the input",
+    idea="slim patches into learned mixtures that a teacher recalibrates",
+    claims=(
+        Claim("SiT-T (LV-ViT)", "counts halved three times", 80.1, gmacs=1.0),
+        Claim("SiT-XS (LV-ViT)", "counts halved three times", 81.2, gmacs=1.5),
+        Claim("SiT-S (LV-ViT)", "counts halved three times", 83.1, gmacs=4.0),
+        Claim("SiT-M (LV-ViT)", "counts halved three times", 84.2, gmacs=8.1),
+        Claim("SiT-L (LV-ViT), 288 px", "counts halved three times", 85.6, gmacs=34.4),
+    ),
+)
+def plan(
+    target: Target,
+    keep: float = 0.5,
+    stages: int = 3,
+    rates: Sequence[float] | None = None,
+    blocks: Sequence[int] | None = None,
+    reverse_ratio: float = 4.0,
+    patches_weight: float = 2.0,
+    logits_weight: float = 2.0,
+    temperature: float = 1.0,
+    rngs: nnx.Rngs | None = None,
+) -> Plan:
+    """`rates`: share of the initial patches left after each stage; the paper's are (0.5, 0.25, 0.125).
+
+    blocks: where to slim, before these blocks (default: a quarter, half and three quarters of the depth); the paper's
+    SiT-S, of 9 + 3 + 2 + 2 blocks, has (9, 12, 14). reverse_ratio: width of the reverse modules' hidden layers.
+    """
+    rngs = rngs or nnx.Rngs(0)
+    blocks = budget.stage_blocks(target.depth, stages) if blocks is None else tuple(blocks)
+    if list(blocks) != sorted(set(blocks)) or not all(0 < b < target.depth for b in blocks):
+        raise UserError(f"sit slims before blocks {blocks}; they must ascend and lie between 1 and {target.depth - 1}.")
+    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
+    layers = [end - start for start, end in zip(blocks, (*blocks[1:], target.depth + 1), strict=True)]
+    reducers = [SiT(target, k, n, 0.5, reverse_ratio, rngs) for k, n in zip(counts, layers, strict=True)]
+    losses = Losses(blocks, patches_weight, logits_weight, temperature)
+    return Plan(at_blocks(blocks, "input", reducers), objective=losses, needs_teacher=True)

@@ -1,0 +1,77 @@
+"""Token Pooling: replace the tokens by the centres of their groups.
+
+"Token Pooling in Vision Transformers", arXiv:2110.03860, WACV 2023. Stands between blocks: here before blocks 3, 6 and
+9 of 12 (no code was released, and the paper's own schedule was not at hand). Reads the attention that tokens received
+in the block before, which picks the first centres and, in the weighted variants, weighs the tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from jtok.ops import budget, cluster, select
+from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.registry import method
+from jtok.signals import Signals
+from jtok.tokens import Tokens
+
+Variant = Literal["weighted-kmeans", "kmeans", "weighted-kmedoids", "kmedoids"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPooling(Reducer):
+    """`clusters` centres: means, or members that lie nearest to the rest of their group."""
+
+    clusters: int
+    variant: Variant = "weighted-kmeans"
+    iterations: int = 5
+    reads = ("attention_received",)
+
+    def count(self, patches: int) -> int:
+        return min(self.clusters, patches)
+
+    def score(self, tokens: Tokens, s: Signals, memory: Memory):
+        """[B,N], the highest are the first centres."""
+        return s.attention_received
+
+    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
+        special, patches = tokens.split()
+        if self.clusters >= patches.count:
+            return tokens, memory
+        received = s.attention_received[:, tokens.special :]
+        start = select.top_k(received, self.clusters, valid=patches.valid, order="score")
+        given = {"weight": received if self.variant.startswith("weighted") else None, "valid": patches.valid}
+        if self.variant.endswith("kmeans"):
+            x, assign = cluster.k_means(patches.x, start, self.iterations, **given)
+        else:
+            distance = cluster.distances(patches.x)
+            medoid, assign = cluster.k_medoids(distance, start, self.iterations, **given, update="textbook")
+            x = patches.take(medoid).x
+        return special.concat(patches.merge(assign, self.clusters).replace(x=x.astype(tokens.x.dtype))), memory
+
+
+@method(
+    name="token-pooling",
+    title="Token Pooling in Vision Transformers",
+    paper="arXiv:2110.03860, WACV 2023",
+    family="vit-merge",
+    training="optional",
+    assignment="hard",
+    reads=("attention_received",),
+    site="three blocks, before attention",
+    idea="replace tokens by weighted k-means centres",
+)
+def plan(
+    target: Target,
+    keep: float = 0.5,
+    variant: Variant = "weighted-kmeans",
+    iterations: int = 5,
+    stages: int = 3,
+    rates: Sequence[float] | None = None,
+) -> Plan:
+    """`rates`: share of the initial patches kept after each stage."""
+    blocks = budget.stage_blocks(target.depth, stages)
+    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
+    return Plan(at_blocks(blocks, "input", [TokenPooling(k, variant, iterations) for k in counts]))

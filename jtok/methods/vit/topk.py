@@ -1,0 +1,51 @@
+"""Top-K: keep the patches that the class token attends to most.
+
+Baseline of "Which Tokens to Use? Investigating Token Reduction in Vision Transformers", arXiv:2308.04657, ICCV
+Workshops 2023; EViT (arXiv:2202.07800) without its fused token. Stands after the attention of blocks 3, 6 and 9 of 12
+and orders the survivors by score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Array, Float
+
+from jtok.ops import budget
+from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.pruner import Pruner
+from jtok.registry import Claim, method
+from jtok.signals import Signals
+from jtok.tokens import Tokens
+
+
+class TopK(Pruner):
+    """Keeps the patches of highest class attention, averaged over heads, best first."""
+
+    order = "score"
+    reads = ("class_attention",)
+
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
+        return s.class_attention.mean(1)
+
+
+@method(
+    name="topk",
+    title="Which Tokens to Use? Investigating Token Reduction in Vision Transformers",
+    paper="arXiv:2308.04657, ICCVW 2023",
+    family="vit-prune",
+    training="optional",
+    assignment="none",
+    reads=("class_attention",),
+    site="three blocks, after attention",
+    idea="keep what the class token attends to",
+    claims=(
+        Claim("DeiT-S", "official EViT code without fusion, keep 0.7 a stage", 79.4, gmacs=3.0),
+        Claim("DeiT-S", "official EViT code without fusion, keep 0.5 a stage", 78.4, gmacs=2.3),
+    ),
+)
+def plan(target: Target, keep: float = 0.5, stages: int = 3, rates: Sequence[float] | None = None) -> Plan:
+    """`rates`: share of the initial patches kept after each stage; (0.7, 0.49, 0.343) is the paper's keep rate 0.7."""
+    blocks = budget.stage_blocks(target.depth, stages)
+    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
+    return Plan(at_blocks(blocks, "after_attention", [TopK(k) for k in counts]))

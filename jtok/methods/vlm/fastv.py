@@ -1,0 +1,110 @@
+"""FastV: behind the second layer of the language model, keep the visual tokens that the prompt's last token looks at.
+
+"An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models",
+arXiv:2403.06764, ECCV 2024. Needs no training. Reads the last layer's attention of the prompt's last token, averaged
+over heads; the survivors keep their order and their positions. The released code also hides the others instead of
+dropping them (the same answers, no time saved), which the paper's ablations use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jtok.errors import UserError
+from jtok.ops import budget, select
+from jtok.plan import Memory, Plan, Target
+from jtok.pruner import SharePruner
+from jtok.registry import Claim, method
+from jtok.signals import Signals
+from jtok.tokens import Tokens, rename
+
+
+class FastV(SharePruner):
+    """Keeps the share of highest attention from the last token, mean over heads."""
+
+    reads = ("last_token_attention",)
+
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
+        return s.last_token_attention.mean(1)
+
+
+class RandomAtInput(SharePruner):
+    """The paper's lower bound: a random share, from the first layer on."""
+
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
+        return jax.vmap(lambda key: jax.random.uniform(key, tokens.x.shape[1:2]))(s.key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hide(SharePruner):
+    """Leaves all tokens in place and hides those that `pruner` would drop from all layers to come."""
+
+    pruner: SharePruner
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the pruner reads."""
+        return self.pruner.reads
+
+    def count(self, patches: int) -> int:
+        return patches
+
+    def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
+        return self.pruner.score(tokens, s, memory)
+
+    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
+        n = tokens.count
+        index, counts, memory = self.best(tokens, s, memory)
+        seen = select.members(jnp.where(counts, index, n), n) & tokens.mask()
+        owner = rename(tokens.owner, jnp.where(seen, jnp.arange(n, dtype=jnp.int32), -1))
+        return tokens.replace(valid=seen, size=jnp.where(seen, tokens.size, 0), owner=owner), memory
+
+
+@method(
+    name="fastv",
+    title="An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language "
+    "Models",
+    paper="arXiv:2403.06764, ECCV 2024",
+    family="vlm-decoder",
+    training="none",
+    assignment="none",
+    reads=("last_token_attention",),
+    site="before the third layer of the language model",
+    idea="keep what the prompt's last token looks at",
+    claims=(
+        Claim("LLaVA-1.5-13B", "K=2, R=50% (unreduced: 81.9)", 81.3, metric="A-OKVQA accuracy (%)"),
+        Claim("LLaVA-1.5-13B", "K=2, R=75% (unreduced: 81.9)", 80.9, metric="A-OKVQA accuracy (%)"),
+        Claim("LLaVA-1.5-7B", "K=3, R=50% (unreduced: 105.5)", 105.5, metric="Nocaps CIDEr"),
+        Claim("LLaVA-1.5-7B", "K=3, R=50% (unreduced: 108.7)", 108.4, metric="COCO val2014 CIDEr"),
+    ),
+)
+def plan(
+    target: Target,
+    keep: float = 0.5,
+    tokens: int | None = None,
+    layer: int | None = None,
+    variant: Literal["drop", "mask"] = "drop",
+) -> Plan:
+    """`keep` is 1 - R of the paper.
+
+    layer: K of the paper, the first layer that sees the reduced set (default 2, or the last of fewer layers). variant:
+    `mask` hides tokens instead of dropping them; only there may the layer be 0, and the choice is then random.
+    Raises UserError for a layer that the model does not have.
+    """
+    share = keep if tokens is None else budget.visual_tokens(target.patches, keep, tokens) / target.patches
+    layer = min(2, target.layers - 1) if layer is None else layer
+    first = 1 if variant == "drop" else 0
+    if variant not in ("drop", "mask"):
+        raise UserError(f"fastv has no variant '{variant}': choose drop or mask.")
+    if not first <= layer < target.layers:
+        raise UserError(
+            f"fastv cannot stand before layer {layer}: choose {first} to {target.layers - 1} of the language model."
+        )
+    pruner = FastV(share) if layer else RandomAtInput(share)
+    site = f"llm.layer.{layer}.input" if layer else "llm.input"
+    return Plan({site: pruner if variant == "drop" else Hide(share, pruner)})

@@ -1,0 +1,185 @@
+"""Reads a prompt by a decoder with cross-attention layers; visual tokens are reduced on their way to each of them.
+
+The text runs through the layers between two cross-attention layers under one `lax.scan`. The visual tokens do not
+change in depth: before each cross-attention layer stands the site `cross.K` (K counts these layers from 0), and what
+is left there is what this layer and all later ones read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jtok import kernels
+from jtok.errors import UserError
+from jtok.layers.stack import Run
+from jtok.layers.tagged import tagged_attention
+from jtok.models.decoder.cache import new_cache
+from jtok.models.decoder.cross import CrossCache, CrossDecoder, CrossLayer
+from jtok.models.decoder.decoder import Layer, Stack
+from jtok.models.decoder.sequence import Text
+from jtok.plan import Plan, Reducer
+from jtok.tokens import Tokens
+from jtok.wrappers import Compose
+
+_IN_LAYER = {"keys", "values", "attention_received", "last_token_attention", "text_attention"}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What the text of a prompt may look at: V tiles, whose tokens are reduced, and F tokens of tiles that fill images.
+
+    In transformers, whose logits are ours, an id that may look at no tile (it stands before the first image) looks at
+    all of them and at what fills up images; in the original code it looks at nothing. Later ids never see the latter.
+    """
+
+    seen: Bool[Array, "B M V"]  # tiles that each of M ids may look at
+    last: Bool[Array, "B V"]  # tiles that what follows may look at: those of the last id
+    filling: Float[Array, "B F D"] | None = None  # projected
+    filling_valid: Bool[Array, "B F"] | None = None
+
+    @property
+    def open(self) -> Bool[Array, "B M"]:
+        """Whether an id may look at any."""
+        return self.seen.any(-1)
+
+
+def cross_sites(count: int) -> list[str]:
+    """Sites of a decoder with `count` cross-attention layers: before each of them."""
+    return [f"cross.{i}" for i in range(count)]
+
+
+def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, room: int) -> tuple[Text, tuple]:
+    """(the text behind the last layer, the caches in the order of the layers). Changes `run`.
+
+    `run.tokens` are the visual tokens of each row, None without an image.
+    """
+    stack, caches, at = Stack(decoder), [], 0
+    for k, depth in enumerate(decoder.config.cross):
+        if depth > at:
+            text, cache = _own_layers(decoder, stack, text, at, depth, room)
+            caches.append(cache)
+            at = depth
+        if run.tokens is not None:
+            layer = decoder.cross.layer(k)
+            run.signals |= _at_site(decoder, layer, text, view, run, run.plan.at(f"cross.{k}"))
+            run.reduce(f"cross.{k}")
+            following = run.plan.at(f"cross.{k + 1}")
+            wants = _IN_LAYER.intersection(following.reads if following is not None else ())
+            with jax.named_scope(f"cross.{k}"):
+                text, cache, run.signals = _cross(layer, text, view, run.tokens, wants)
+            caches.append(cache)
+    if at < decoder.config.depth:
+        text, cache = _own_layers(decoder, stack, text, at, decoder.config.depth, room)
+        caches.append(cache)
+    return text, tuple(caches)
+
+
+def _own_layers(decoder: CrossDecoder, stack: Stack, text: Text, start: int, stop: int, room: int):
+    """(the text after self-attention layers [start, stop), their cache)."""
+    turn = decoder.turn(text.position)
+
+    def whole(layer: Layer, x: Array):
+        q, k, v = layer.project(x, turn)
+        return layer.finish(x, kernels.attention_scores(q, k, v, valid=text.valid, causal=True).out), (k, v)
+
+    x, (k, v) = stack.scan(whole, text.x, start, stop)
+    return dataclasses.replace(text, x=x), new_cache(k, v, text.position, text.valid, room)
+
+
+def _cross(layer: CrossLayer, text: Text, view: View, tokens: Tokens, wants: Collection[str]):
+    """(the text after a cross-attention layer, its cache, the signals of `wants`)."""
+    q, (k, v), n = layer.queries(text.x), layer.states(tokens.x), tokens.count
+    bias = jnp.log(jnp.maximum(tokens.size, 1e-6)) if tokens.proportional else None
+    segment = jnp.clip(tokens.segment, 0, view.last.shape[1] - 1)
+    tiles = segment[..., None] == jnp.arange(view.last.shape[1])
+    left = (tiles & tokens.mask()[..., None]).any(1)
+    sees = (view.seen & left[:, None]).any(-1)  # something is left of what an id may look at
+    everything = _with_filling(layer, view, (k, v, tokens.mask(), bias, tiles))
+    index = _rows(text, wants)
+    result = _attend(q, view, *everything, rows=index, return_probabilities=index is not None)
+    y = jnp.where((sees | ~view.open)[..., None, None], result.out, 0)
+    signals = {"keys": k, "values": v}
+    if index is not None:
+        p = result.probabilities[..., :n] * jnp.take_along_axis(sees, index, 1)[:, None, :, None]
+        signals["last_token_attention"] = p[:, :, 0]
+        signals["text_attention"] = p[:, :, 1:]
+    if "attention_received" in wants:
+        weights = (text.valid & sees).astype(jnp.float32)
+        signals["attention_received"] = _attend(q, view, *everything, rows="all", row_weights=weights).received[:, :n]
+    now = tokens.mask() & jnp.take_along_axis(view.last, segment, 1)
+    cache = CrossCache(k, v, now, view.last.any(-1), bias)
+    text = dataclasses.replace(text, x=layer.finish(text.x, y, view.open))
+    return text, cache, {name: signals[name] for name in wants}
+
+
+def _attend(q: Array, view: View, k: Array, v: Array, valid: Array, bias: Array | None, tiles: Array, **how: Any):
+    """A tile is hidden from ids that look at others, and what fills images up from all that look at any."""
+    hidden = jnp.concatenate([view.open[..., None] & ~view.seen, view.open[..., None]], -1)
+    return tagged_attention(q, k, v, hidden, tiles, valid=valid, bias=bias, **how)
+
+
+def _with_filling(layer: CrossLayer, view: View, own: tuple) -> tuple:
+    """(keys, values, validity, bias, tags) of the visual tokens and of those that fill up images behind them."""
+    k, v, valid, bias, tiles = own
+    tags = jnp.pad(tiles, [(0, 0), (0, 0), (0, 1)])
+    if view.filling is None:
+        return k, v, valid, bias, tags
+    more_k, more_v = layer.states(view.filling)
+    extra = more_k.shape[1]
+    bias = None if bias is None else jnp.pad(bias, [(0, 0), (0, extra)])
+    of_more = jnp.broadcast_to(jnp.arange(tags.shape[2]) == tags.shape[2] - 1, (k.shape[0], extra, tags.shape[2]))
+    pairs = ((k, more_k), (v, more_v), (valid, view.filling_valid), (tags, of_more))
+    k, v, valid, tags = (jnp.concatenate(pair, 1) for pair in pairs)
+    return k, v, valid, bias, tags
+
+
+def _rows(text: Text, wants: Collection[str]) -> Array | None:
+    """The last id, then the question's: rows of attention that a reducer wants to see."""
+    if not wants & {"last_token_attention", "text_attention"}:
+        return None
+    last = jnp.maximum(text.valid.sum(1, keepdims=True, dtype=jnp.int32) - 1, 0)
+    return jnp.concatenate([last, text.question], 1) if "text_attention" in wants else last
+
+
+def _at_site(
+    decoder: CrossDecoder, layer: CrossLayer, text: Text, view: View, run: Run, reducer: Reducer | None
+) -> dict[str, Array]:
+    """The signals that need no attention of the layer before."""
+    wants, few = set(reducer.reads if reducer is not None else ()), {}
+    if "text_valid" in wants:
+        few["text_valid"] = text.question_valid
+    arrays = {"text_features": text.x, "text_position": text.position}
+    if "text_normed" in wants:
+        arrays["text_normed"] = decoder.norm(text.x)
+    few |= {name: kernels.gather(array, text.question) for name, array in arrays.items() if name in wants}
+    if "next_last_token_attention" in wants:
+        _, _, ahead = _cross(layer, text, view, run.tokens, {"last_token_attention"})
+        few["next_last_token_attention"] = ahead["last_token_attention"]
+    return few
+
+
+def fit(plan: Plan, layers: Sequence[int]) -> Plan:
+    """A plan made for visual tokens inside the decoder, for cross-attention layers of the numbers `layers`.
+
+    `llm.input` becomes `cross.0`. A reducer before layer K sees what attention did in layer K - 1: here in the first
+    cross-attention layer from there on, so that it stands before the next one. Raises UserError where there is none.
+    """
+    sites: dict[str, Reducer] = {}
+    for site, reducer in plan.sites.items():
+        if site == "llm.input":
+            site = "cross.0"
+        elif site.startswith("llm.layer."):
+            number = int(site.split(".")[2])
+            before = [i for i, layer in enumerate(layers) if layer >= number - 1]
+            if len(before) < 2:
+                raise UserError(f"the decoder reads images in layers {list(layers)}, and {site} is too late for them.")
+            site = f"cross.{before[1]}"
+        sites[site] = Compose(sites[site], reducer) if site in sites else reducer
+    return dataclasses.replace(plan, sites=sites)

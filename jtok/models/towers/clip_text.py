@@ -1,0 +1,227 @@
+"""CLIP's text tower and the space that it shares with image features (arXiv:2103.00020), for methods that read both."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jtok import kernels
+from jtok.checkpoints.names import CLIP_NAMES, Rule
+from jtok.checkpoints.safetensor_files import Weights, check_names, open_weights, wrong_shape
+from jtok.checkpoints.trees import flatten
+from jtok.errors import UserError
+from jtok.layers.block import ACTIVATIONS, MLP, Attention
+
+#: What transformers takes for a field that the text_config leaves out.
+_DEFAULTS = {"vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
+             "num_attention_heads": 8, "max_position_embeddings": 77, "layer_norm_eps": 1e-5,
+             "hidden_act": "quick_gelu", "eos_token_id": 49407}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+    """Shape of a text tower. `end` is the id whose last feature is the text's; None = the highest id of a text."""
+
+    vocabulary: int
+    width: int
+    mlp: int
+    depth: int
+    heads: int
+    length: int  # ids of a text at most
+    eps: float
+    act: str
+    end: int | None
+    shared: int  # features of the shared space
+    qkv_bias: bool = True
+    mlp_kind: str = "mlp"
+    compute: Any = jnp.float32
+
+
+class _Block(nnx.Module):
+    """A pre-norm block in which a token sees itself and those before it."""
+
+    def __init__(self, c: ClipTextConfig, rngs: nnx.Rngs):
+        self.norm1, self.norm2 = (nnx.LayerNorm(c.width, epsilon=c.eps, rngs=rngs) for _ in range(2))
+        self.attention, self.mlp = Attention(c, rngs), MLP(c, rngs)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        qkv = self.attention.qkv(self.norm1(x))
+        y = kernels.attention_scores(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], causal=True).out
+        x = x + self.attention.out(y)
+        return x + self.mlp(self.norm2(x))
+
+
+class ClipTextTower(nnx.Module):
+    """Ids [B,L] to embeddings [B,E] in the shared space, not normalised; what follows the end of a text is not seen."""
+
+    def __init__(self, config: ClipTextConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        self.embedding = nnx.Param(jnp.zeros((c.vocabulary, c.width)))
+        self.position = nnx.Param(jnp.zeros((c.length, c.width)))
+
+        @nnx.split_rngs(splits=c.depth)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked(rngs):
+            return _Block(c, rngs)
+
+        self.blocks = stacked(rngs)
+        self.norm = nnx.LayerNorm(c.width, epsilon=c.eps, rngs=rngs)
+        self.projection = nnx.Param(jnp.zeros((c.width, c.shared)))
+
+    def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B E"]:
+        x = self.embedding[...][ids] + self.position[: ids.shape[1]]
+        graphdef, layers = nnx.split(self.blocks)
+        x, _ = jax.lax.scan(lambda x, layer: (nnx.merge(graphdef, layer)(x), None), x, layers)
+        at = jnp.argmax(ids if self.config.end is None else ids == self.config.end, 1)
+        last = jnp.take_along_axis(x, at[:, None, None], 1)[:, 0]
+        return self.norm(last) @ self.projection[...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class SharedSpace:
+    """The way of image features [..., D] into the space of E features that texts are embedded in."""
+
+    scale: Float[Array, " D"]
+    bias: Float[Array, " D"]
+    projection: Float[Array, "D E"]
+    eps: float = dataclasses.field(default=1e-5, metadata={"static": True})
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        """CLIP's last norm and projection, in float32."""
+        x = x.astype(jnp.float32)
+        x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + self.eps)
+        return jnp.einsum("...d,de->...e", x * self.scale + self.bias, self.projection)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClipText:
+    """A text tower with its parameters, its tokenizer (None: ids only) and the way of image features to its space."""
+
+    config: ClipTextConfig
+    params: Mapping[str, Any]
+    space: SharedSpace
+    tokenizer: tokenizers.Tokenizer | None = None
+
+    def ids(self, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
+        """Ids of texts, padded behind with the end of text; what is longer than the tower's length is cut.
+
+        Raises UserError without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError("this CLIP came without tokenizer.json: save it with the fast tokenizer of transformers.")
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        return np.asarray([row + row[-1:] * (self.config.length - len(row)) for row in rows], np.int32)
+
+    def encode(self, ids: Int[np.ndarray, "B L"]) -> Float[Array, "B E"]:
+        """Embeddings of texts given as ids, not normalised (jitted)."""
+        return self._tower(self.params, ids)
+
+    def embed(self, texts: Sequence[str]) -> Float[Array, "B E"]:
+        """Embeddings of texts, not normalised."""
+        return self.encode(self.ids(texts))
+
+    @functools.cached_property
+    def _tower(self):
+        graphdef, _ = nnx.split(nnx.eval_shape(lambda: ClipTextTower(self.config, nnx.Rngs(0))))
+        return jax.jit(lambda params, ids: nnx.merge(graphdef, nnx.State(params))(ids))
+
+
+def load_clip_text(path: str | os.PathLike) -> ClipText:
+    """The text side of CLIP, and its shared space, from a Hugging Face directory of a CLIPModel.
+
+    Raises UserError, one sentence each, for a directory that holds no CLIPModel, missing tensors (all in one sentence),
+    a tensor of the wrong shape, and a tokenizer that cannot be read.
+    """
+    weights = open_weights(path)
+    stated = weights.config or {}
+    fields = {**_DEFAULTS, **(stated.get("text_config") or {})}
+    if stated.get("model_type") != "clip" or fields["hidden_act"] not in ACTIVATIONS:
+        raise UserError(f"'{path}' holds no CLIP with a text side: give the directory of a CLIPModel of transformers.")
+    needed = {"text_projection.weight", *_SPACE.values()}
+    check_names(weights, missing=needed - weights.shapes.keys(), unknown=())
+    config = _config(fields, weights.shapes["text_projection.weight"][0])
+    like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: ClipTextTower(config, nnx.Rngs(0))), nnx.Param))
+    scale, bias, projection = (jnp.asarray(weights.read(name)) for name in _SPACE.values())
+    eps = (stated.get("vision_config") or {}).get("layer_norm_eps", _DEFAULTS["layer_norm_eps"])
+    space = SharedSpace(scale, bias, projection.T, eps)
+    return ClipText(config, _params(weights, config, like), space, _tokenizer(Path(path), config.length))
+
+
+_SPACE = {
+    "scale": "vision_model.post_layernorm.weight",
+    "bias": "vision_model.post_layernorm.bias",
+    "projection": "visual_projection.weight",
+}
+
+#: Tensors in front of the layers and behind them; the layers' own have the names of the image side.
+_NAMES = [
+    Rule(("text_model.embeddings.token_embedding.weight",), "embedding", "flat"),
+    Rule(("text_model.embeddings.position_embedding.weight",), "position", "flat"),
+    Rule(("text_model.final_layer_norm.weight",), "norm.scale", "flat"),
+    Rule(("text_model.final_layer_norm.bias",), "norm.bias", "flat"),
+    Rule(("text_projection.weight",), "projection", "linear"),
+    *(rule for rule in CLIP_NAMES if rule.in_layers),
+]
+
+
+def _config(fields: Mapping[str, Any], shared: int) -> ClipTextConfig:
+    end = fields["eos_token_id"]
+    return ClipTextConfig(
+        vocabulary=fields["vocab_size"],
+        width=fields["hidden_size"],
+        mlp=fields["intermediate_size"],
+        depth=fields["num_hidden_layers"],
+        heads=fields["num_attention_heads"],
+        length=fields["max_position_embeddings"],
+        eps=fields["layer_norm_eps"],
+        act=fields["hidden_act"],
+        end=None if end == 2 else end,  # the first configs had a wrong id there; transformers then takes the highest
+        shared=shared,
+    )
+
+
+def _params(weights: Weights, config: ClipTextConfig, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The text tower's parameters; the checkpoint's other tensors are left alone."""
+    ours = {path: np.empty(leaf.shape, np.float32) for path, leaf in flatten(like).items()}
+    found = [
+        (rule, layer, f"text_model.encoder.layers.{layer}.{rule.names[0]}" if rule.in_layers else rule.names[0])
+        for rule in _NAMES
+        for layer in (range(config.depth) if rule.in_layers else (None,))
+    ]
+    check_names(weights, missing=[name for *_, name in found if name not in weights.shapes], unknown=())
+    for rule, layer, name in found:
+        place = ours[rule.path] if layer is None else ours[rule.path][layer]
+        part, tensor = place[rule.at(config)], weights.read(name)
+        if rule.how == "flat":
+            wanted = part.shape if layer is None else (part.size,)
+        else:
+            inputs = part.shape[0] if rule.how == "linear" else part.size // part.shape[-1]
+            wanted = part.size // inputs, inputs
+        if tensor.shape != wanted:
+            raise wrong_shape(weights, name, tensor.shape, wanted)
+        place[rule.at(config)] = (tensor if rule.how == "flat" else tensor.T).reshape(part.shape)
+    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(ours[path]) for path in flatten(like)])
+
+
+def _tokenizer(path: Path, length: int) -> tokenizers.Tokenizer | None:
+    if not (path / "tokenizer.json").is_file():
+        return None
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # the library raises plain Exception for whatever it cannot parse
+        raise UserError(f"'{path / 'tokenizer.json'}' cannot be read as a tokenizer ({error}).") from None
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(length)
+    return tokenizer

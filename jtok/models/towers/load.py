@@ -1,0 +1,149 @@
+"""Loads and saves vision towers. Parameters are pure dicts: what `nnx.to_pure_dict(nnx.state(tower, nnx.Param))` gives.
+
+A file of jtok's own holds the tower's parameters under their dotted paths (`blocks.mlp.up.kernel`, stacked over
+layers) and, in its metadata, the `ViTConfig` as JSON under `jtok.vit`. Released checkpoints are read unedited; how
+their names and layouts map to ours stands in `names`, where their settings come from in `infer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jtok.checkpoints import names
+from jtok.checkpoints.convert import convert
+from jtok.checkpoints.names import Rule
+from jtok.checkpoints.safetensor_files import Weights, check_names, open_weights, write_safetensors, wrong_shape
+from jtok.checkpoints.trees import flatten
+from jtok.errors import UserError
+from jtok.layers.resize import resize_grid
+from jtok.models.towers.infer import config_from_timm, config_from_transformers
+from jtok.models.towers.presets import check_config
+from jtok.models.towers.vit import ViT, ViTConfig
+
+#: Key of the metadata of jtok's own files that holds the config.
+CONFIG = "jtok.vit"
+
+
+def load_vit(
+    path: str | os.PathLike,
+    *,
+    image: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    fields: Mapping[str, Any] | None = None,
+) -> tuple[ViTConfig, dict[str, Any]]:
+    """A vision tower's config and parameters (float32) from a checkpoint.
+
+    path: a file of `save_params`, a Hugging Face directory of CLIP (its vision side), SigLIP, SigLIP 2, DINOv2 (with
+    registers), ViT or DeiT, or a safetensors file with timm's names (alone, or in a directory). image: side in pixels
+    to which the position table is resized (bicubic). dtype: of the activations. fields: fields of `ViTConfig` that
+    the checkpoint does not tell (the rules for timm files stand at `infer.config_from_timm`) or that must differ.
+
+    Raises UserError, one sentence each, for a checkpoint that cannot be read or is of no known format, for unknown and
+    missing tensors (all in one sentence), for a tensor of the wrong shape, and for settings that do not fit.
+    """
+    weights = open_weights(path)
+    found = _config_of(weights, fields or {})
+    config = check_config({**dataclasses.asdict(found), **(fields or {}), "dtype": dtype})
+    params = _read(weights, config, _shapes_of(config))
+    if image is None or image == config.image:
+        return config, params
+    if config.packed:
+        raise UserError("a packed tower takes images of any shape, so it has no image size to change.")
+    resized = check_config({**dataclasses.asdict(config), "image": image, "table": 0})
+    return resized, {**params, "position": _resize(params["position"], config, resized)}
+
+
+def load_params(path: str | os.PathLike, config: ViTConfig, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters for a tower of this config, from any checkpoint that fits it; shapes and dtypes are those of `like`.
+
+    Raises UserError as `load_vit` does, and for a checkpoint that states other heads, patches, activations or norms.
+    """
+    weights = open_weights(path)
+    tells = CONFIG in weights.metadata or weights.config is not None
+    if tells and _table_of(weights) is not names.TIMM_NAMES:  # timm's do not tell the heads
+        stated = _config_of(weights, {})
+        for field in ("heads", "patch", "act", "mlp_kind", "pre_norm", "final_norm"):
+            there, here = getattr(stated, field), getattr(config, field)
+            if there != here:
+                raise UserError(f"'{path}' is a tower with {field} {there}, the model has {here}: make them agree.")
+    return _read(weights, config, like)
+
+
+def save_params(
+    path: str | os.PathLike,
+    params: Mapping[str, Any],
+    config: ViTConfig,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    storage: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Writes a tower's parameters (a pure dict) and its config to one safetensors file, whole or not at all.
+
+    `metadata` adds string facts (how it was trained, accuracy). bfloat16 storage halves the file; loading gives float32
+    again.
+    """
+    tensors = {name: np.asarray(a).astype(jnp.dtype(storage)) for name, a in flatten(params).items()}
+    facts = {CONFIG: json.dumps(dataclasses.asdict(config)), **(metadata or {})}
+    write_safetensors(path, tensors, facts)
+
+
+def _shapes_of(config: ViTConfig) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: ViT(config, nnx.Rngs(0))), nnx.Param))
+
+
+def _config_of(weights: Weights, fields: Mapping[str, Any]) -> ViTConfig:
+    if CONFIG in weights.metadata:
+        try:
+            return check_config(json.loads(weights.metadata[CONFIG]))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"'{weights.source}' states a config that this jtok does not take ({error}).") from None
+    if _table_of(weights) is names.TIMM_NAMES:
+        return config_from_timm(weights, fields)
+    return config_from_transformers(weights)
+
+
+def _table_of(weights: Weights) -> list[Rule] | None:
+    """The table of a released checkpoint's names, None for jtok's own file."""
+    if CONFIG in weights.metadata:
+        return None
+    found = {names.split_name(name) for name in weights.shapes}
+    for mark, table in names.FORMATS.items():
+        if (None, mark) in found:
+            return table
+    some = ", ".join(sorted(weights.shapes)[:3]) or "none"
+    raise UserError(
+        f"'{weights.source}' holds no vision tower that jtok knows (its tensors: {some}...): "
+        "give a file of jtok, a directory of transformers, or a file with timm's names."
+    )
+
+
+def _read(weights: Weights, config: ViTConfig, like: Mapping[str, Any]) -> dict[str, Any]:
+    table, wanted = _table_of(weights), flatten(like)
+    tensors = _own(weights, wanted) if table is None else convert(weights, config, table, wanted)
+    leaves = [jnp.asarray(tensors[path], leaf.dtype) for path, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _own(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    extra = {name for name in weights.shapes if name not in wanted and not name.startswith(names.HEADS)}
+    check_names(weights, missing=wanted.keys() - weights.shapes.keys(), unknown=extra)
+    for name, leaf in wanted.items():
+        if weights.shapes[name] != tuple(leaf.shape):
+            raise wrong_shape(weights, name, weights.shapes[name], tuple(leaf.shape))
+    return {name: weights.read(name) for name in wanted}
+
+
+def _resize(position: jax.Array, old: ViTConfig, new: ViTConfig) -> jax.Array:
+    """The position table at another image size; rows of special tokens stay."""
+    lead = position.shape[0] - old.side**2
+    body = resize_grid(position[lead:], (old.side, old.side), (new.side, new.side), new.antialias)
+    return jnp.concatenate([position[:lead], body.astype(position.dtype)])

@@ -1,0 +1,262 @@
+"""The tower of Qwen2.5-VL (arXiv:2502.13923): images of any size, window attention, patches in 2x2 quads.
+
+A quad is what becomes one token, so here a *feature* is a quad: what reducers see behind this tower holds the four
+patches' features side by side, and the projector is a perceptron that mixes them. Within the tower nothing is reduced.
+
+Images of a batch (and frames of a video, each of which is looked at alone) lie on one grid as large as the largest
+needs, padded. The grid is cut into windows once, before the first block: window attention is then attention over the
+last axis of patches and full attention over both, with one mask of padding for either. No index depends on an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jtok import kernels
+from jtok.errors import UserError
+from jtok.layers.block import ACTIVATIONS
+from jtok.layers.rotary import axial_rotation, rotate
+from jtok.layers.stack import Run
+from jtok.models.towers.vit import ViTOutput
+from jtok.plan import Plan, Target
+from jtok.pruner import Pruner
+from jtok.tokens import from_features
+
+Turn = tuple[Array, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVisionConfig:
+    """Shape of the tower; the defaults are those of Qwen2.5-VL 3B and 7B."""
+
+    width: int = 1280
+    depth: int = 32
+    heads: int = 16
+    mlp: int = 3420
+    channels: int = 3
+    patch: int = 14
+    temporal: int = 2  # frames that a patch spans
+    merge: int = 2  # patches a side that become one token
+    window: int = 4  # quads a side of a window (112 pixels)
+    full: tuple[int, ...] = (7, 15, 23, 31)  # blocks that attend to the whole image
+    act: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    theta: float = 10000.0
+    eps: float = 1e-6
+    grid: tuple[int, int] = (32, 32)  # quads that a plan is made for, where its maker does not say
+    remat: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def compute(self) -> Any:
+        """dtype of activations; parameters are float32."""
+        return jnp.dtype(self.dtype)
+
+    @property
+    def quad(self) -> int:
+        """Patches in a quad."""
+        return self.merge**2
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Shape of the patch projection in files, where it is a convolution."""
+        return self.width, self.channels, self.temporal, self.patch, self.patch
+
+    def target(self, grid: tuple[int, int] | None = None) -> Target:
+        """What a method needs to know: tokens are quads, of images with `grid` = (rows, columns) of them."""
+        return Target(self.depth, grid or self.grid, self.quad * self.width, self.heads, 0, has_class=False)
+
+    def sites(self) -> list[str]:
+        """The only site of the tower."""
+        return ["tower.output"]
+
+    def fit(self, plan: Plan) -> Plan:
+        """The plan with pruners that look at no attention moved from the blocks behind the tower: the last of them."""
+        inside = {site: r for site, r in plan.sites.items() if site.startswith("tower.block.")}
+        if not inside or any(r.reads or not isinstance(r, Pruner) for r in inside.values()):
+            return plan
+        rest = {site: r for site, r in plan.sites.items() if site not in inside}
+        return dataclasses.replace(plan, sites={"tower.output": list(inside.values())[-1]} | rest)
+
+    def check(self, plan: Plan) -> None:
+        """Raises UserError for what cannot stand in this tower."""
+        inside = [site for site in plan.sites if site.startswith("tower.block.")]
+        if inside:
+            raise UserError(
+                f"there is no site '{inside[0]}' in the tower of Qwen2.5-VL, whose patches stay in windows and quads: "
+                "reduce at tower.output, projector, llm.input or llm.layer.K.input."
+            )
+        if plan.grid is not None:
+            raise UserError(
+                f"'{plan.name}' resizes images, but Qwen2.5-VL gets them as patches: set max_pixels of its processor."
+            )
+        if plan.projector_count is not None:
+            raise UserError(f"'{plan.name}' pools a grid of one size; images of Qwen2.5-VL differ: use another method.")
+        if getattr(plan.projector, "layers_read", ()):
+            raise UserError(f"the projector of '{plan.name}' reads layers of the tower; Qwen2.5-VL gives its last one.")
+
+    def runs(self) -> list[tuple[int, int, bool]]:
+        """(first block, end, whether they attend to the whole image) of consecutive blocks of one kind."""
+        kinds = [i in self.full for i in range(self.depth)]
+        edges = [0, *(i for i in range(1, self.depth) if kinds[i] != kinds[i - 1]), self.depth]
+        return [(start, stop, kinds[start]) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+class QwenBlock(nnx.Module):
+    """x + attention(norm(x)), then x + gated perceptron(norm(x))."""
+
+    def __init__(self, c: QwenVisionConfig, rngs: nnx.Rngs):
+        kinds = {"dtype": c.compute, "rngs": rngs}
+        inner = (c.heads, c.width // c.heads)
+        self.act = c.act
+        self.norm1 = nnx.RMSNorm(c.width, epsilon=c.eps, **kinds)
+        self.qkv = nnx.LinearGeneral(c.width, (3, *inner), **kinds)
+        self.out = nnx.LinearGeneral(inner, c.width, axis=(-2, -1), **kinds)
+        self.norm2 = nnx.RMSNorm(c.width, epsilon=c.eps, **kinds)
+        self.up = nnx.LinearGeneral(c.width, (2, c.mlp), **kinds)  # gate, then value
+        self.down = nnx.Linear(c.mlp, c.width, **kinds)
+
+    def __call__(
+        self,
+        x: Float[Array, "B W P D"],
+        turn: Turn,
+        valid: Bool[Array, "B W P"],
+        full: bool,
+        wants: Collection[str] = (),
+    ) -> tuple[Float[Array, "B W P D"], dict[str, Array]]:
+        """(output, the signals named in `wants` [B,W,P,...]). Patches see their window, or the image if `full`."""
+        b, w, p, _ = x.shape
+        groups = (b, w * p) if full else (b * w, p)
+        q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)).reshape(b, w * p, 3, *self.qkv.out_features[1:]), 2, 0)
+        q, k, v = (a.reshape(*groups, *a.shape[2:]) for a in (rotate(q, turn), rotate(k, turn), v))
+        mask = valid.reshape(groups)
+        scored = "attention_received" in wants
+        weights = mask.astype(jnp.float32) if scored else None
+        rows = "all" if scored else None
+        result = kernels.attention_scores(q, k, v, valid=mask, rows=rows, row_weights=weights)
+        x = x + self.out(result.out.reshape(b, w, p, *q.shape[2:]))
+        gate_value = self.up(self.norm2(x))
+        x = x + self.down(ACTIVATIONS[self.act](gate_value[..., 0, :]) * gate_value[..., 1, :])
+        signals = {"queries": q, "keys": k, "values": v, "attention_received": result.received}
+        return x, {name: signals[name].reshape(b, w, p, *signals[name].shape[2:]) for name in wants if name in signals}
+
+
+class QwenVision(nnx.Module):
+    """The tower without its projector: blocks, norm, quads."""
+
+    def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        if c.width % (4 * c.heads):
+            raise UserError(
+                f"width {c.width} over {c.heads} heads makes no channels in fours: choose a width that does."
+            )
+        values = c.channels * c.temporal * c.patch**2
+        self.patch = nnx.Linear(values, c.width, use_bias=False, dtype=c.compute, rngs=rngs)
+
+        @nnx.split_rngs(splits=c.depth)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked(rngs):
+            return QwenBlock(c, rngs)
+
+        self.blocks = stacked(rngs)
+        self.norm = nnx.RMSNorm(c.width, epsilon=c.eps, dtype=c.compute, rngs=rngs)
+
+    def __call__(
+        self,
+        pixels: Float[Array, "B Y X Q V"],
+        plan: Plan | None = None,
+        *,
+        sizes: Int[Array, "B 2"],
+        key: Array | None = None,
+        hidden: bool = False,
+    ) -> ViTOutput:
+        """Features of images on a grid of Y x X quads, each of Q patches of V values (channel, frame, row, column).
+
+        sizes: rows and columns of quads that an image really has, from the top left. key: one PRNG key an image [B].
+        At `tower.output` queries, keys and values are those of the last block and like the attention received averaged
+        over a quad. Raises UserError for plans that do not fit.
+        """
+        c, plan = self.config, plan or Plan()
+        c.check(plan)
+        if hidden:
+            raise UserError("the tower of Qwen2.5-VL gives its last layer only.")
+        b, rows, columns = pixels.shape[:3]
+        inside = (jnp.arange(rows)[:, None] < sizes[:, :1, None]) & (jnp.arange(columns) < sizes[:, 1:, None])
+        cut = _Cut(rows, columns, c.window, c.quad)
+        with jax.named_scope("tower.embed"):
+            x = cut.windows(self.patch(pixels.astype(c.compute)))
+        valid = cut.windows(jnp.broadcast_to(inside[..., None], (b, rows, columns, c.quad)))
+        reducer = plan.at("tower.output")
+        x, signals = self._blocks(x, self._turn(cut), valid, reducer.reads if reducer is not None else ())
+        features = jnp.where(inside.reshape(b, -1, 1), cut.raster(self.norm(x)).reshape(b, rows * columns, -1), 0)
+        keys = jnp.broadcast_to(jax.random.key(0), (b,)) if key is None else key
+        run = Run(plan, from_features(features, (rows, columns), 0, inside.reshape(b, -1)), keys)
+        run.signals = {name: cut.raster(a).mean(2) for name, a in signals.items()}
+        run.reduce("tower.output")
+        return ViTOutput(run.tokens, None, None, None, run.memory, None, run.stages)
+
+    def _blocks(self, x: Array, turn: Turn, valid: Array, wants: Collection[str]) -> tuple[Array, dict[str, Array]]:
+        """(output of the last block, the signals that it gives)."""
+        graphdef, stacked = nnx.split(self.blocks)
+        signals: dict[str, Array] = {}
+
+        def at(i):
+            return nnx.merge(graphdef, jax.tree.map(lambda p: p[i], stacked))
+
+        for start, stop, full in self.config.runs():
+            alone = bool(wants) and stop == self.config.depth
+
+            def body(x, i, full=full):
+                return at(i)(x, turn, valid, full)[0], None
+
+            body = jax.checkpoint(body) if self.config.remat else body
+            if stop - alone > start:
+                with jax.named_scope(f"tower.blocks.{start}-{stop - 1 - alone}"):
+                    x, _ = jax.lax.scan(body, x, jnp.arange(start, stop - alone))
+            if alone:
+                with jax.named_scope(f"tower.block.{stop - 1}"):
+                    x, signals = at(stop - 1)(x, turn, valid, full, wants)
+        return x, signals
+
+    def _turn(self, cut: _Cut) -> Turn:
+        """Rotation of every patch to its row and column, [1, W * P, Dh/2]."""
+        c = self.config
+        row, column = np.meshgrid(np.arange(cut.rows), np.arange(cut.columns), indexing="ij")
+        inner = np.divmod(np.arange(c.quad), c.merge)
+        place = np.stack([c.merge * a[..., None] + i for a, i in zip((row, column), inner, strict=True)], -1)
+        place = cut.windows(jnp.asarray(place[None], jnp.int32))
+        return axial_rotation(place.reshape(1, -1, 2), c.width // c.heads, c.theta)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """A grid of quads cut into windows of `side` x `side` of them."""
+
+    rows: int
+    columns: int
+    side: int
+    quad: int
+
+    def windows(self, x: Float[Array, "B Y X Q ..."]) -> Float[Array, "B W P ..."]:
+        """The patches window by window, the grid padded to whole windows."""
+        s, b, rest = self.side, x.shape[0], x.shape[4:]
+        down, across = -(-self.rows // s), -(-self.columns // s)
+        behind = [(0, 0), (0, down * s - self.rows), (0, across * s - self.columns)]
+        x = jnp.pad(x, behind + [(0, 0)] * (x.ndim - 3))
+        x = x.reshape(b, down, s, across, s, self.quad, *rest).swapaxes(2, 3)
+        return x.reshape(b, down * across, s * s * self.quad, *rest)
+
+    def raster(self, x: Float[Array, "B W P ..."]) -> Float[Array, "B N Q ..."]:
+        """The quads in reading order, padding of the windows cut away."""
+        s, b, rest = self.side, x.shape[0], x.shape[3:]
+        down, across = -(-self.rows // s), -(-self.columns // s)
+        x = x.reshape(b, down, across, s, s, self.quad, *rest).swapaxes(2, 3)
+        x = x.reshape(b, down * s, across * s, self.quad, *rest)[:, : self.rows, : self.columns]
+        return x.reshape(b, self.rows * self.columns, self.quad, *rest)

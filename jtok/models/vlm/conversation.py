@@ -1,0 +1,108 @@
+"""Several questions about the same images: on what was kept of them, or on the images read anew.
+
+    talk = Conversation(fast, "sign.png")
+    talk.ask("What is written on the sign?")
+    talk.ask("And in which colour?")                 # reads the new question alone
+    talk.ask("Is there a car?", reread=True)         # reads everything again, under the plan
+
+A method that reads the question keeps what the first one asks about; a second question may want what was dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jtok.errors import UserError
+from jtok.models.decoder.cache import free_slots
+from jtok.models.decoder.generate import State
+from jtok.models.decoder.sampling import Sampling
+from jtok.models.vlm.model import TEXT_STEP, VLM
+from jtok.models.vlm.processing.images import ImageLike
+from jtok.models.vlm.processing.processor import FPS
+
+#: Later questions are padded to a multiple of so many tokens, so that few programs are compiled.
+QUESTION_STEP = 16
+
+
+class Conversation:
+    """A conversation about images or a video.
+
+    image, video, fps: as in `VLM.stream`. room: tokens of all answers and later questions that the caches can take
+    before everything has to be read again, fewer where the model has no more positions. how, seed: how answers are
+    drawn.
+    """
+
+    def __init__(
+        self,
+        model: VLM,
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        *,
+        video: Sequence[ImageLike] | None = None,
+        fps: float = FPS,
+        room: int = 1024,
+        how: Sampling | None = None,
+        seed: int = 0,
+    ):
+        self.model, self.room, self.how, self.seed = model, room, how, seed
+        self._media = image, video, fps
+        self._seen: tuple = ()  # images and videos, prepared with the first question
+        self._state: State | None = None
+        self.ids: list[int] = []  # everything so far, one placeholder for each image and video
+
+    def ask(self, question: str, *, reread: bool = False, tokens: int = 128) -> str:
+        """The whole answer; see `stream`."""
+        return "".join(self.stream(question, reread=reread, tokens=tokens)).strip()
+
+    def stream(self, question: str, *, reread: bool = False, tokens: int = 128) -> Iterator[str]:
+        """The answer to the next question, of at most `tokens` tokens, piece by piece.
+
+        reread: the images and all that was said are read anew, so that the plan may choose other visual tokens; else
+        only the question is, over what the caches hold. Raises UserError where they have no room for it.
+        """
+        if tokens > self.room:
+            raise UserError(f"{tokens} tokens are asked for and the conversation has room for {self.room}: raise room.")
+        if self._state is None:
+            ids, *seen = self.model.begin(question, *self._media)
+            self._seen, more = tuple(seen), ids
+        else:
+            more = self._following(question)
+        state = self._read(more, question, tokens) if reread or self._state is None else self._add(more, tokens)
+        self._state, self.ids = state, [*self.ids, *more]
+        text = self.model.described().tokenizer.stream()
+        for ids, after in self.model.answer(state, tokens, how=self.how, stops=self._stops):
+            self._state = after
+            given = [int(i) for i in ids[0] if i >= 0]
+            self.ids += given
+            yield "".join(text.push(i) for i in given)
+        yield text.finish()
+
+    @property
+    def _stops(self) -> tuple[int, ...]:
+        return tuple(self.model.described().tokenizer.stops)
+
+    def _following(self, question: str) -> list[int]:
+        """The question with what stands before it; an answer that ended by itself has written its stop token."""
+        ids = self.model.described().follow_up(question)
+        return ids[1:] if self.ids[-1] in self._stops and ids[0] == self.ids[-1] else ids
+
+    def _read(self, more: list[int], question: str, tokens: int) -> State:
+        processor = self.model.described()
+        batch = processor.batch([processor.place([*self.ids, *more], *self._seen)])
+        inputs = self.model.about(self.model.config.arrange(batch, TEXT_STEP), [question])
+        left = self.model.positions_left(inputs)
+        room = self.room if left is None else min(self.room, max(left, tokens))
+        return self.model.start(inputs, room=room, seed=self.seed)
+
+    def _add(self, more: list[int], tokens: int) -> State:
+        length = -(-len(more) // QUESTION_STEP) * QUESTION_STEP
+        room = free_slots(self._state.caches)
+        if length + tokens > room:
+            raise UserError(
+                f"question and answer take up to {length + tokens} tokens and the caches have room for {room}: "
+                "ask with reread=True, or begin with more room."
+            )
+        ids = np.zeros((1, length), np.int32)
+        ids[0, : len(more)] = more
+        return self.model.add(self._state, ids, np.arange(length)[None] < len(more))

@@ -1,0 +1,222 @@
+"""A vision-language model as its user holds it: loaded, reduced by a plan, asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jtok.errors import UserError
+from jtok.models.decoder.cache import free_slots
+from jtok.models.decoder.decoder import Dtype
+from jtok.models.decoder.generate import State, read_text, stream
+from jtok.models.decoder.sampling import Sampling
+from jtok.models.vlm.arrange import Inputs
+from jtok.models.vlm.load_vlm import AnyConfig, load_vlm, vlm_config
+from jtok.models.vlm.network import Reading
+from jtok.models.vlm.processing import Processor, VisualInput, load_processor
+from jtok.models.vlm.processing.images import ImageLike
+from jtok.models.vlm.processing.processor import FPS
+from jtok.plan import Plan, Target
+from jtok.sharding import on_mesh_of
+
+#: Prompts are padded to a multiple of so many tokens of text, so that few programs are compiled.
+TEXT_STEP = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a plan is made anew for images of another size."""
+
+    plan: Plan  # what it made: a model whose plan was exchanged keeps to the new one
+    make: Callable[[Target], Plan]
+
+
+@dataclasses.dataclass(frozen=True)
+class VLM:
+    """A model, its parameters, the plan that stands in it, and what makes its inputs (None: arrays in, ids out)."""
+
+    config: AnyConfig
+    params: dict[str, Any]
+    plan: Plan = dataclasses.field(default_factory=Plan)
+    processor: Processor | None = None
+    recipe: Recipe | None = None  # of the plan, where the model takes images of any size
+
+    def read(self, inputs: Inputs, *, room: int = 256, key: jax.Array | None = None) -> Reading:
+        """Reads prompts (jitted). room: tokens of answers and further questions that the caches can take.
+
+        Raises UserError where prompt and room take more positions than the model was made for.
+        """
+        left = self.positions_left(inputs)
+        if left is not None and room > left:
+            context = self.config.language.context
+            raise UserError(
+                f"the prompt takes {context - left} positions of the {context} that the model has, which leaves no "
+                f"room for {room} more: ask for a shorter answer, or give fewer or smaller images."
+            )
+        model = self.fitted(inputs)
+        with on_mesh_of(model.params):
+            return model._read(model.params, model._learned, inputs, room, key)
+
+    def positions_left(self, inputs: Inputs) -> int | None:
+        """Positions behind the longest prompt of a batch; None where they are not known before it is read."""
+        context = self.config.language.context
+        if not context or self.plan.positions in ("renumber", "order") or isinstance(inputs.position, jax.core.Tracer):
+            return None
+        return context - 1 - int(np.where(np.asarray(inputs.valid)[..., None], inputs.position, -1).max())
+
+    def fitted(self, inputs: Inputs) -> VLM:
+        """The model with its plan made for the largest image of a batch, if images may have any size."""
+        if self.recipe is None or self.recipe.plan is not self.plan:
+            return self
+        sizes = np.asarray(inputs.sizes).reshape(-1, 2)
+        rows, columns = (int(side) for side in sizes[sizes.prod(1).argmax()])
+        if (rows, columns) not in self._fitted:
+            plan = self.recipe.make(self.config.target((rows, columns))).with_params(self._learned)
+            self._fitted[rows, columns] = dataclasses.replace(self, plan=plan, recipe=None)
+        return self._fitted[rows, columns]
+
+    def about(self, inputs: Inputs, questions: Sequence[str]) -> Inputs:
+        """The inputs with what the plan wants to know of their questions beside the prompts' ids (`Plan.embed`)."""
+        if self.plan.embed is None:
+            return inputs
+        return dataclasses.replace(inputs, text_embedding=np.asarray(self.plan.embed(questions)))
+
+    def start(self, inputs: Inputs, *, room: int = 256, seed: int = 0) -> State:
+        """Reads prompts, ready to answer."""
+        keys = jax.random.split(jax.random.key(seed), inputs.ids.shape[0])
+        reading = self.read(inputs, room=room, key=keys)
+        done = np.zeros(inputs.ids.shape[0], bool)
+        return State(reading.caches, reading.logits, done, keys)
+
+    def answer(
+        self, state: State, tokens: int, *, how: Sampling | None = None, stops: tuple[int, ...] = (), block: int = 8
+    ) -> Iterator[tuple[np.ndarray, State]]:
+        """Blocks of ids [B, up to `block`] (-1 = nothing) with the state behind each; see `generate.stream`."""
+        language = self.params["language"]
+        more = {"stops": stops, "how": how or Sampling(), "block": block, "policy": self.plan.at("decode")}
+        blocks = stream(self._language, language, state, tokens, **more)
+        while True:
+            with on_mesh_of(language):  # not while the caller holds a block
+                found = next(blocks, None)
+            if found is None:
+                return
+            yield found
+
+    def add(self, state: State, ids: np.ndarray, valid: np.ndarray) -> State:
+        """The conversation with more text [B,T], padded behind: the next question, over what was kept of the image.
+
+        Raises UserError where the caches have no room for it.
+        """
+        room = free_slots(state.caches)
+        if ids.shape[1] > room:
+            raise UserError(f"the question has {ids.shape[1]} tokens and the cache has room for {room}: ask afresh.")
+        with on_mesh_of(self.params):
+            return read_text(self._language, self.params["language"], state, ids, valid)
+
+    def stream(
+        self,
+        image: ImageLike | Sequence[ImageLike] | None,
+        question: str,
+        *,
+        video: Sequence[ImageLike] | None = None,
+        fps: float = FPS,
+        tokens: int = 128,
+        how: Sampling | None = None,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The answer to a question, piece by piece.
+
+        image: one, several, or None beside a video. video: frames of one size, of which `fps` are shown a second.
+        Raises UserError for images that cannot be read and for models that take no videos.
+        """
+        inputs = self.inputs(question, image, video=video, fps=fps)
+        yield from self.speak(self.start(inputs, room=tokens, seed=seed), tokens, how=how)
+
+    def inputs(
+        self,
+        question: str,
+        image: ImageLike | Sequence[ImageLike] | None,
+        *,
+        video: Sequence[ImageLike] | None = None,
+        fps: float = FPS,
+    ) -> Any:
+        """A batch of one prompt, as `read` and `start` take it; arguments and errors as in `stream`."""
+        processor = self.described()
+        ids, images, videos = self.begin(question, image, video, fps)
+        batch = processor.batch([processor.place(ids, images, videos)])
+        return self.about(self.config.arrange(batch, TEXT_STEP), [question])
+
+    def speak(self, state: State, tokens: int, *, how: Sampling | None = None) -> Iterator[str]:
+        """The answer of a batch of one, piece by piece, until its stop token or `tokens` of them; uses the state up."""
+        tokenizer = self.described().tokenizer
+        text = tokenizer.stream()
+        for ids, _ in self.answer(state, tokens, how=how, stops=tuple(tokenizer.stops)):
+            yield "".join(text.push(int(i)) for i in ids[0] if i >= 0)
+        yield text.finish()
+
+    def begin(
+        self,
+        question: str,
+        image: ImageLike | Sequence[ImageLike] | None,
+        video: Sequence[ImageLike] | None,
+        fps: float,
+    ) -> tuple[list[int], list[VisualInput], list[VisualInput]]:
+        """(ids with placeholders, images, videos) of a first question; arguments and errors as in `stream`."""
+        processor = self.described()
+        images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
+        if not images and video is None:
+            raise UserError("there is nothing to look at: pass an image, several, or the frames of a video.")
+        videos = [] if video is None else [processor.video(list(video), fps)]
+        return processor.encode(question, len(images), len(videos)), processor.images(images), videos
+
+    def generate(self, image: ImageLike | Sequence[ImageLike] | None, question: str, **options: Any) -> str:
+        """The whole answer; options as in `stream`."""
+        return "".join(self.stream(image, question, **options)).strip()
+
+    def described(self) -> Processor:
+        """What makes the model's inputs. Raises UserError for a model that came without."""
+        if self.processor is None:
+            raise UserError("this model came without a tokenizer: load it from a directory that holds one.")
+        return self.processor
+
+    @functools.cached_property
+    def _read(self):
+        graphdef, _ = nnx.split(nnx.eval_shape(lambda: self.config.network(nnx.Rngs(0))))
+        plan = self.plan
+
+        def read(params, learned, inputs, room, key):
+            return nnx.merge(graphdef, nnx.State(params))(inputs, plan.with_params(learned), room, key)
+
+        return jax.jit(read, static_argnums=3)
+
+    @functools.cached_property
+    def _fitted(self) -> dict[tuple[int, int], VLM]:
+        return {}
+
+    @functools.cached_property
+    def _learned(self):
+        return self.plan.params()
+
+    @functools.cached_property
+    def _language(self):
+        return nnx.split(nnx.eval_shape(lambda: self.config.decoder(nnx.Rngs(0))))[0]
+
+
+def load(path: str | os.PathLike, *, dtype: Dtype = "float32", mesh: Mesh | None = None) -> VLM:
+    """A vision-language model from a local Hugging Face directory.
+
+    dtype: of the decoder's parameters and of all activations. mesh: the devices that share it, such as
+    `jtok.make_mesh(tensor=8)`; None: it lives on the first one. Raises UserError, one sentence each, for what
+    `load_vlm.load_vlm` and `processing.load_processor` refuse; no weight is read before both configs are understood.
+    """
+    vlm_config(path)  # before the tokenizer, so that a wrong model is called that
+    processor = load_processor(path)  # before the weights, which take long
+    return VLM(*load_vlm(path, dtype=dtype, mesh=mesh), processor=processor)

@@ -1,0 +1,195 @@
+"""Vision-language models: a tower, a projector and a decoder, with reducers at any site between pixels and answer.
+
+LLaVA-1.5 (arXiv:2310.03744) is the setting built and tested; crops, newline tokens and prompts that see themselves are
+carried by the same description of the sequence. Used functionally, like the towers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jtok.errors import UserError
+from jtok.layers.projector import Perceptron, ProjectorConfig
+from jtok.layers.stack import Run
+from jtok.layers.stack import sites as tower_sites
+from jtok.models.decoder.cache import Caches
+from jtok.models.decoder.cache_policy import check_decode
+from jtok.models.decoder.decoder import Decoder, DecoderConfig
+from jtok.models.decoder.prefill import llm_sites, prefill
+from jtok.models.decoder.sequence import Places, Sequence, Text, assemble, fold
+from jtok.models.towers.qwen_vision import QwenVision, QwenVisionConfig
+from jtok.models.towers.vit import ViT, ViTConfig
+from jtok.models.vlm.arrange import Inputs, arrange
+from jtok.models.vlm.processing.batch import Batch
+from jtok.models.vlm.resample import mix
+from jtok.plan import Plan, Target
+from jtok.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class VLMConfig:
+    """A vision-language model. The tower is as deep as the layer whose features are taken."""
+
+    family: str
+    tower: ViTConfig | QwenVisionConfig
+    projector: ProjectorConfig
+    language: DecoderConfig
+    image_token: int  # id that stands for a visual token
+    drop_class: bool = True  # the class token is no visual token
+    newline: bool = False  # a learned vector ends each row of a mosaic of crops
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of features of a crop, or of the image that plans are made for where images differ."""
+        return self.tower.target().grid
+
+    @property
+    def any_size(self) -> bool:
+        """Images become as many tokens as their size asks for."""
+        return isinstance(self.tower, QwenVisionConfig)
+
+    def target(self, grid: tuple[int, int] | None = None) -> Target:
+        """What a method needs to know to make its plan for this model, for images of `grid` tokens if any will do."""
+        language = {"layers": self.language.depth, "language_width": self.language.width}
+        tower = self.tower.target(grid) if isinstance(self.tower, QwenVisionConfig) else self.tower.target()
+        return dataclasses.replace(tower, **language)
+
+    def sites(self) -> list[str]:
+        """Names of all sites, in the order in which they are reached."""
+        tower = self.tower.sites() if isinstance(self.tower, QwenVisionConfig) else tower_sites(self.tower.depth)
+        return [*tower, "projector", *llm_sites(self.language.depth), "decode"]
+
+    def fit(self, plan: Plan) -> Plan:
+        """A plan with its reducers at sites of this model."""
+        return self.tower.fit(plan) if isinstance(self.tower, QwenVisionConfig) else plan
+
+    def check(self, plan: Plan) -> None:
+        """Raises UserError for a plan that does not fit."""
+        if isinstance(self.tower, QwenVisionConfig):
+            self.tower.check(plan)
+        plan.check(self.sites())
+        check_decode(plan)
+
+    def network(self, rngs: nnx.Rngs) -> VLMNetwork:
+        """The model with its arrays."""
+        return VLMNetwork(self, rngs)
+
+    def decoder(self, rngs: nnx.Rngs) -> Decoder:
+        """The part that answers, as it stands in `network`."""
+        return Decoder(self.language, rngs)
+
+    def arrange(self, batch: Batch, step: int = 1) -> Inputs:
+        """What `network` takes for a batch of prompts; see `arrange.arrange`."""
+        return arrange(batch, self.grid, step=step)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What reading a prompt leaves behind."""
+
+    logits: Float[Array, "B V"]  # of the answer's first token, float32
+    caches: Caches
+    sequence: Sequence | Text  # outputs of the last layer, before the final norm
+    memory: dict[str, Any]
+    stages: dict[str, Any]
+
+
+class VLMNetwork(nnx.Module):
+    """The arrays of a vision-language model, and the way through it."""
+
+    def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        self.tower = (QwenVision if isinstance(c.tower, QwenVisionConfig) else ViT)(c.tower, rngs)
+        self.projector = Perceptron(c.projector, c.language.compute, rngs)
+        self.language = Decoder(c.language, rngs)
+        self.newline = nnx.Param(jnp.zeros(c.language.width)) if c.newline else None
+
+    def __call__(self, inputs: Inputs, plan: Plan, room: int, key: Array | None = None) -> Reading:
+        """Reads the prompts. `room`: free slots that the caches get for answers and further questions.
+
+        key: one PRNG key a row [B] (default: the same fixed key for every row). Raises UserError for a plan that does
+        not fit, and for prompts longer than a sliding window.
+        """
+        self.config.check(plan)
+        b = inputs.ids.shape[0]
+        keys = jnp.broadcast_to(jax.random.key(0), (b,)) if key is None else key
+        tokens, places, run = self._look(inputs, plan, keys)
+        text = self._text(inputs)
+        tokens = _pack(_within(tokens, places), inputs.visible)
+        sequence = assemble(tokens, text, places, plan.positions)
+        self._check_window(sequence, room)
+        sequence, caches = prefill(self.language, sequence, run, room, plan.positions)
+        last = jnp.take_along_axis(sequence.x, sequence.last[:, None, None], 1)
+        return Reading(self.language.logits(last)[:, 0], caches, sequence, run.memory, run.stages)
+
+    def _look(self, inputs: Inputs, plan: Plan, keys: Array) -> tuple[Tokens, Places, Run]:
+        """(projected visual tokens of each row, where they stand, the run so far).
+
+        Grids are resampled behind the projector and before its site, unless a plan has reduced them in the tower: then
+        its tokens go on, each at the place of the resampled token nearest to its centre.
+        """
+        if inputs.pixels is None:
+            raise UserError("no prompt of this batch has an image: give one of them an image.")
+        b, crops = inputs.pixels.shape[:2]
+        each = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(crops)))(keys).reshape(-1)
+        projector = plan.projector or self.projector
+        taps = tuple(getattr(projector, "layers_read", ()))
+        images = jnp.reshape(inputs.pixels, (b * crops, *inputs.pixels.shape[2:]))
+        given = {} if inputs.text_embedding is None else {"text_embedding": jnp.repeat(inputs.text_embedding, crops, 0)}
+        more = {"sizes": jnp.reshape(inputs.sizes, (b * crops, 2))} if inputs.sizes is not None else {"given": given}
+        seen = self.tower(images, plan.part("tower"), key=each, hidden=bool(taps), **more)
+        # a reducer that wants the class token to go on has made it an ordinary token
+        tokens = seen.tokens.split()[1] if self.config.drop_class else seen.tokens.replace(special=0)
+        patches = slice(seen.tokens.special, None)
+        tokens = projector(tokens, [seen.hidden[i][:, patches] for i in taps], plan.projector_count)
+        tokens = _on_grid(tokens, plan.grid, self.config.grid)
+        whole = tokens.count == self.config.grid[0] * self.config.grid[1]
+        tokens, places = fold(tokens, crops), inputs.places
+        if inputs.mixture is not None and whole:
+            tokens, places = mix(tokens, inputs.mixture), inputs.mixture.places
+        tokens = _within(tokens, places) if inputs.ragged else tokens  # what is in no prompt takes nobody's share
+        run = Run(plan, tokens, keys, memory=dict(seen.memory), stages=dict(seen.stages))
+        if inputs.images is not None:
+            run.signals = {"crop_image": jnp.take_along_axis(jnp.asarray(inputs.images), tokens.segment, 1)}
+        run.reduce("projector")
+        return run.tokens, places, run
+
+    def _text(self, inputs: Inputs) -> Text:
+        x = self.language.embed(inputs.ids)
+        if self.newline is not None:
+            x = jnp.where(inputs.newline[..., None], self.newline[...].astype(x.dtype), x)
+        return Text(x, inputs.position, inputs.valid, inputs.question, inputs.question_valid)
+
+    def _check_window(self, sequence: Sequence, room: int) -> None:
+        window, length = self.config.language.window, sequence.x.shape[1] + room
+        if window and length > window:
+            raise UserError(f"prompt and answer take {length} tokens, the decoder looks back {window}: shorten them.")
+
+
+def _on_grid(tokens: Tokens, small: tuple[int, int] | None, grid: tuple[int, int]) -> Tokens:
+    """Positions of a smaller image's patches on the grid of the prompt, which was written for the whole image."""
+    if small is None:
+        return tokens
+    ratio = jnp.asarray([g / s for g, s in zip(grid, small, strict=True)])
+    return tokens.replace(position=jnp.where(tokens.position < 0, -1.0, (tokens.position + 0.5) * ratio - 0.5))
+
+
+def _within(tokens: Tokens, places: Places) -> Tokens:
+    """Masks the tokens whose place is in no prompt."""
+    inside = jnp.take_along_axis(jnp.asarray(places.inside), places.of(tokens), 1)
+    return tokens.replace(valid=tokens.mask() & inside)
+
+
+def _pack(tokens: Tokens, visible: int) -> Tokens:
+    """Drops slots that no row needs: features outside of the prompt (the padding of mosaics)."""
+    if tokens.count <= visible:
+        return tokens
+    index = jnp.argsort(~tokens.mask(), 1, stable=True)[:, :visible].astype(jnp.int32)
+    return tokens.take(index, jnp.take_along_axis(tokens.mask(), index, 1))
