@@ -7,6 +7,7 @@ import json
 import pytest
 
 from jtok import cli
+from jtok.methods import catalogue
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:

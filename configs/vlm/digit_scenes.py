@@ -4,7 +4,7 @@
     jtok evaluate --model shipped --images 2000
     jtok sweep --config configs/vlm/digit_scenes.py --workdir runs/vlm_sweep
 
-LLaVA-1.5's shape: a CLIP tower (6 layers, 128 wide, 81 patches of 8 x 8 pixels and a class token), a perceptron and a
+LLaVA-1.5's shape: a CLIP tower (6 layers, 128 wide, 81 patches of 8 x 8 pixels and a class token), an MLP and a
 Llama decoder (4 layers, 128 wide); 1.7 M parameters, written as a Hugging Face directory in bfloat16. The run took 55
 minutes on one core that others used too; in the first 1,000 updates the tower learns alone.
 
@@ -53,7 +53,7 @@ def sweep_config():
     sweep.options = ml_collections.ConfigDict({"trim": {"space": "language"}, "mqt": {"queries": 81}})
     sweep.notes = (
         "keep is the share of visual tokens left in the last layer; chance is the commonest answer of each kind.",
-        "Blind to the question: " + ", ".join(BLIND) + ". Reading it: " + ", ".join(TEXT_AWARE) + ".",
+        "Blind to the question: " + ", ".join(BLIND) + ". PrefillOutput it: " + ", ".join(TEXT_AWARE) + ".",
         "trim compares in the decoder's space, since this model has no CLIP text tower: not the paper's method.",
         "On 9 x 9 patches m3 and tokenpacker can only make 9 tokens; tome's last step may leave a few more.",
     )

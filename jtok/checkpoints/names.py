@@ -85,7 +85,7 @@ def _part(names: str, index: int) -> list[Rule]:
 
 
 def _half(names: str, second: bool) -> list[Rule]:
-    """Gate or value half of the gated perceptron."""
+    """Gate or value half of the gated MLP."""
 
     def half(c: Any) -> slice:
         return slice(c.mlp, None) if second else slice(0, c.mlp)

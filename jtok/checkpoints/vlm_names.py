@@ -50,7 +50,7 @@ def _projection(part: str) -> list[Rule]:
 
 
 def _half(name: str, index: int) -> list[Rule]:
-    """Gate or value half of the perceptron."""
+    """Gate or value half of the MLP."""
     return [
         Rule((f"mlp.{name}.weight",), "blocks.up.kernel", "linear", lambda c: (slice(None), index)),
         Rule((f"mlp.{name}.bias",), "blocks.up.bias", "flat", lambda c: index),
@@ -85,7 +85,7 @@ PROJECTOR_NAMES = [*_linear("linear_1 linear 0", "layers.0"), *_linear("linear_2
 
 NEWLINE_NAMES = [Rule(("image_newline",), "", "flat")]
 
-#: The tower of Qwen2.5-VL; its merger's perceptron is the projector.
+#: The tower of Qwen2.5-VL; its merger's MLP is the projector.
 QWEN_NAMES = [
     Rule(("patch_embed.proj.weight",), "patch.kernel", "conv"),
     Rule(("norm1.weight",), "blocks.norm1.scale", "flat"),

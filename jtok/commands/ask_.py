@@ -42,7 +42,7 @@ def _run(args, config) -> int:
     from jtok.sharding import place
 
     compile_cache.enable()
-    how, mesh = Sampling(args.temperature, args.top_p), parse_mesh(args)
+    sampling, mesh = Sampling(args.temperature, args.top_p), parse_mesh(args)
     model = asking.describe(args.model, dtype=args.dtype) if args.model else shipped(dtype=args.dtype)
     model = answer.reduce(model, args.method, tokens=args.tokens, keep=args.keep, **parse_options(args.option))
     inputs = model.inputs(args.question, args.image)
@@ -51,10 +51,10 @@ def _run(args, config) -> int:
         model = asking.with_weights(model, args.model, dtype=args.dtype, mesh=mesh)
     elif mesh is not None:
         model = dataclasses.replace(model, params=place(model.params, mesh))
-    reading, state = asking.read(model, inputs, room=args.max_new_tokens, seed=args.seed)
+    reading, state = asking.read(model, inputs, max_new_tokens=args.max_new_tokens, seed=args.seed)
     if args.show:
         _show(model, inputs, reading, args)
-    _stream(model.speak(state, args.max_new_tokens, how=how))
+    _stream(model.speak(state, args.max_new_tokens, sampling=sampling))
     return 0
 
 

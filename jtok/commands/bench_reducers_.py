@@ -22,6 +22,7 @@ def _run(args, config) -> int:
     from jtok import compile_cache
     from jtok.evaluation.bench.reducers import bench_reducers
     from jtok.evaluation.sweeps.pareto import table
+    from jtok.methods import catalogue
 
     compile_cache.enable()
     methods = args.methods or [m.name for m in catalogue.methods().values() if not m.family.startswith("vlm")]

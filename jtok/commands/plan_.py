@@ -67,7 +67,7 @@ def _place(scope: str) -> tuple:
     """Order of scopes along the model."""
     block = re.match(r"tower\.blocks?\.(\d+)(?:-\d+)?(?:\.(\w+))?$", scope)
     if block:
-        # the perceptron half of a block shares its scope with the attention half, before the site inside
+        # the MLP half of a block shares its scope with the attention half, before the site inside
         rank = {"input": 0, None: 1, "after_attention": 2, "output": 3}
         return 1, int(block[1]), rank[block[2]]
     return {"tower.embed": (0,), "tower.output": (2,)}.get(scope, (3, scope))

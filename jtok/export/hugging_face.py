@@ -133,7 +133,7 @@ def _transformers_config(kind: str, classes: str, c: ViTConfig) -> dict[str, Any
 
 
 def _ratio(c: ViTConfig) -> int:
-    """DINOv2's whole number that gives the perceptron's width, through two thirds and a multiple of 8 if gated; where
+    """DINOv2's whole number that gives the MLP's width, through two thirds and a multiple of 8 if gated; where
     there is none the reading back says so."""
     if c.mlp_kind == "mlp":
         return max(1, c.mlp // c.width)

@@ -74,7 +74,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two-layer perceptron, or its gated form (`swiglu`: DINOv2 giant)."""
+    """Two-layer MLP, or its gated form (`swiglu`: DINOv2 giant)."""
 
     def __init__(self, c: BlockShape, rngs: nnx.Rngs):
         self.act, self.gated = c.act, c.mlp_kind == "swiglu"
@@ -110,7 +110,7 @@ class Block(nnx.Module):
         return tokens.replace(x=tokens.x + y), signals
 
     def feed_forward(self, tokens: Tokens) -> Tokens:
-        """The perceptron half."""
+        """The MLP half."""
         y = self.mlp(self.norm2(tokens.x))
         y = y * self.scale2[...].astype(y.dtype) if self.scaled else y
         return tokens.replace(x=tokens.x + y)

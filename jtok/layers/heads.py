@@ -11,7 +11,7 @@ from jtok.layers.block import MLP, BlockShape
 
 
 class AttentionPool(nnx.Module):
-    """SigLIP's head: one learned query attends to all tokens, then a residual perceptron (arXiv:2303.15343)."""
+    """SigLIP's head: one learned query attends to all tokens, then a residual MLP (arXiv:2303.15343)."""
 
     def __init__(self, c: BlockShape, rngs: nnx.Rngs):
         shape = (c.heads, c.width // c.heads)

@@ -28,7 +28,7 @@ from jtok.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class ProjectorConfig:
-    """A perceptron with `depth` linear layers: 2 in LLaVA-1.5 (arXiv:2310.03744), 1 in PaliGemma (arXiv:2407.07726).
+    """An MLP with `depth` linear layers: 2 in LLaVA-1.5 (arXiv:2310.03744), 1 in PaliGemma (arXiv:2407.07726).
 
     With depth 0 features go on as they are.
     """
@@ -41,7 +41,7 @@ class ProjectorConfig:
     bias: bool = True
 
 
-class Perceptron(nnx.Module):
+class MLPProjector(nnx.Module):
     """Projects every token by itself; as many come out as went in."""
 
     layers_read: Sequence[int] = ()
@@ -69,7 +69,7 @@ class Perceptron(nnx.Module):
         return tokens.replace(x=x)
 
 
-def perceptron(kind: str, target: Target, rngs: nnx.Rngs) -> Perceptron:
+def mlp_projector(kind: str, target: Target, rngs: nnx.Rngs) -> MLPProjector:
     """A fresh projector of a kind that LLaVA's configs name: `linear`, `identity`, or `mlpKx_gelu` with K layers.
 
     Raises UserError for another kind, and for `identity` between models of different width.
@@ -80,4 +80,4 @@ def perceptron(kind: str, target: Target, rngs: nnx.Rngs) -> Perceptron:
     depth = {"linear": 1, "identity": 0}[kind] if found[1] is None else int(found[1])
     if not depth and target.width != target.language_width:
         raise UserError(f"identity cannot join widths {target.width} and {target.language_width}: project instead.")
-    return Perceptron(ProjectorConfig(target.width, target.language_width, depth), jnp.float32, rngs)
+    return MLPProjector(ProjectorConfig(target.width, target.language_width, depth), jnp.float32, rngs)

@@ -60,8 +60,8 @@ def axial_rotation(
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: Float[Array, "B N H Dh"], turn: tuple[Array, Array]) -> Float[Array, "B N H Dh"]:
+def rotate(x: Float[Array, "B N H Dh"], rope: tuple[Array, Array]) -> Float[Array, "B N H Dh"]:
     """Turns channel i with channel i + Dh/2, in float32; the dtype stays."""
-    cos, sin = (t[:, :, None] for t in turn)
+    cos, sin = (t[:, :, None] for t in rope)
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)

@@ -42,7 +42,7 @@ def norm(ours: str, theirs: str) -> Iterator[Name]:
 
 
 def trunk(ours: str, theirs: str) -> Iterator[Name]:
-    """A `Trunk` under the names of PyTorch's MultiheadAttention and CLIP's perceptron."""
+    """A `Trunk` under the names of PyTorch's MultiheadAttention and CLIP's MLP."""
     o, t = f"{ours}.blocks", theirs + ".{}"
     yield from norm(f"{o}.norm1", f"{t}.ln_1")
     yield from norm(f"{o}.norm2", f"{t}.ln_2")

@@ -26,7 +26,7 @@ def model():
 def test_every_answer_starts_from_the_same_place(model):
     inputs, keys = bench_vlm.synthetic(model.config, 2, TEXT), jax.random.split(jax.random.key(0), 2)
     reduced = reduce(model, "uniform-grid", tokens=4)
-    reading = reduced.read(inputs, room=ANSWER, key=keys)
+    reading = reduced.read(inputs, max_new_tokens=ANSWER, key=keys)
     slots = TEXT + 4
     assert bench_vlm.cache_bytes(reading.caches, ANSWER) == 2 * LAYERS * 2 * slots * WIDTH * 4
     answer = bench_vlm._Answer(reduced, reading, keys, ANSWER)

@@ -81,7 +81,7 @@ def test_a_program_reads_as_the_model_does(asked, method, directory, tmp_path, c
     flags = [] if method == "none" else [f"--method={method}", "--keep=0.5"]
     assert cli.main(["export", f"--model={directory}", "--format=stablehlo", f"--out={out}", *flags]) == 0
     program = export.deserialize(bytearray((out / "prefill.stablehlo").read_bytes()))
-    expected = (model if method == "none" else reduce(model, method, keep=0.5)).read(inputs, room=1)
+    expected = (model if method == "none" else reduce(model, method, keep=0.5)).read(inputs, max_new_tokens=1)
     found = program.call(images, ids, lengths)
     np.testing.assert_allclose(found["logits"], expected.logits, atol=2e-5)
     np.testing.assert_allclose(program.call(images[:1], ids[:1], lengths[:1])["logits"], found["logits"][:1], atol=2e-5)
@@ -98,7 +98,7 @@ def test_transformers_loads_it_and_answers_alike(asked, directory, tmp_path, cap
     assert cli.main(["export", f"--model={directory}", f"--out={out}"]) == 0
     theirs = transformers.LlavaForConditionalGeneration.from_pretrained(out, attn_implementation="eager").eval()
     ours = load(out)
-    expected = ours.read(inputs, room=1).logits
+    expected = ours.read(inputs, max_new_tokens=1).logits
     before = int(inputs.places.before[0, 0])
     for row, length in enumerate(lengths):
         text = ids[row, :length].tolist()

@@ -65,7 +65,7 @@ def inputs(*rows: int):
 def test_crops_spend_their_budgets_on_late_attention(model):
     reference, ours = model
     both, rate, alpha = inputs(0, 1), 0.3, 0.5
-    reading = reduce(ours, "hired", keep=rate, alpha=alpha).read(both, room=1)
+    reading = reduce(ours, "hired", keep=rate, alpha=alpha).read(both, max_new_tokens=1)
     owner, live = np.asarray(reading.sequence.visual.owner), np.asarray(reading.sequence.visual.mask())
     assert live.shape[1] == int(5 * 16 * rate)
     for row, one in enumerate(PROMPTS):
@@ -93,6 +93,6 @@ def test_crops_spend_their_budgets_on_late_attention(model):
 @pytest.mark.parametrize("name", ["hired", "divprune", "visionzip"])
 def test_a_mosaic_does_not_depend_on_its_batch(model, name):
     reduced = reduce(model[1], name, tokens=4)
-    both, one = reduced.read(inputs(0, 1), room=1), reduced.read(inputs(1), room=1)
+    both, one = reduced.read(inputs(0, 1), max_new_tokens=1), reduced.read(inputs(1), max_new_tokens=1)
     np.testing.assert_allclose(one.logits[0], both.logits[1], rtol=0, atol=1e-4)
     assert one.sequence.visual.mask().sum() == both.sequence.visual.mask()[1].sum()

@@ -16,7 +16,7 @@ import numpy as np
 
 from jtok.models.vlm.arrange import Inputs
 from jtok.models.vlm.model import VLM
-from jtok.models.vlm.network import Reading
+from jtok.models.vlm.network import PrefillOutput
 from jtok.plan import Plan, Reducer
 
 #: Between these sites and the decoder tokens do not look at each other: what is hidden there could as well be dropped.
@@ -65,7 +65,7 @@ def row_keys(rows: int, seed: int = 0) -> jax.Array:
     return jax.random.split(jax.random.key(seed), rows)
 
 
-def kept_patches(reading: Reading) -> np.ndarray:
+def kept_patches(reading: PrefillOutput) -> np.ndarray:
     """Which patches [B,F] a token that the decoder was given still holds."""
     visual = reading.sequence.visual
     owner, live = np.asarray(visual.owner), np.asarray(visual.mask())
@@ -89,9 +89,11 @@ def dropped_and_hidden(full: VLM, reduced: VLM, inputs: Inputs, keys: jax.Array)
     `full` is the same model without a plan: one compiled program then serves all methods that stand behind the tower.
     The plan must leave tokens in their order and place: positions `restore`, or `keep` from a method that sorts.
     """
-    reading = reduced.read(inputs, room=1, key=keys)
+    reading = reduced.read(inputs, max_new_tokens=1, key=keys)
     if set(reduced.plan.sites) <= set(BEHIND_TOWER):
-        hidden = full.read(hide(inputs, kept_patches(reading)), room=1, key=keys)
+        hidden = full.read(hide(inputs, kept_patches(reading)), max_new_tokens=1, key=keys)
     else:
-        hidden = dataclasses.replace(full, plan=hiding(reduced.plan, reading.stages)).read(inputs, room=1, key=keys)
+        hidden = dataclasses.replace(full, plan=hiding(reduced.plan, reading.stages)).read(
+            inputs, max_new_tokens=1, key=keys
+        )
     return np.asarray(reading.logits), np.asarray(hidden.logits)

@@ -28,10 +28,10 @@ def described(directory, tmp_path_factory):
     return VLM(vlm_config(path), {}, processor=load_processor(path)), path
 
 
-def read(model, question=QUESTION, images=(), room=8):
+def read(model, question=QUESTION, images=(), max_new_tokens=8):
     """What is done before weights are read."""
     inputs = model.inputs(question, images or [checkpoints.picture(60, 60)])
-    asking.rehearse(model, inputs, room)
+    asking.rehearse(model, inputs, max_new_tokens)
 
 
 def test_a_good_question_is_not_refused(described):
@@ -47,8 +47,11 @@ REFUSED = {
     "no tokens": (lambda m: reduce(m, "uniform-grid", tokens=0), "0 tokens.*1 to"),
     "more placeholders than images": (lambda m: read(m, "<image> and <image>"), "2 image placeholders.*1 images"),
     "a prompt longer than the context": (lambda m: read(m, "sign " * 500), r"takes \d+ positions of the 512"),
-    "an answer longer than the context": (lambda m: read(m, room=490), "shorter answer"),
-    "an answer longer than the room": (lambda m: Conversation(m, checkpoints.picture(9, 9), room=4).ask("?"), "room"),
+    "an answer longer than the context": (lambda m: read(m, max_new_tokens=490), "shorter answer"),
+    "an answer longer than max_new_tokens": (
+        lambda m: Conversation(m, checkpoints.picture(9, 9), max_new_tokens=4).ask("?"),
+        "raise max_new_tokens",
+    ),
     "no image": (lambda m: m.generate(None, QUESTION), "nothing to look at"),
     "frames of two sizes": (
         lambda m: load_video(m, [checkpoints.picture(20, 20), checkpoints.picture(20, 30)]),

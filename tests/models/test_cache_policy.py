@@ -34,7 +34,7 @@ def planned(model, policy=None, **sites):
 
 def decode(model, tokens=9, block=4, state=None):
     """(ids, last logits, last state)."""
-    state = model.start(language.inputs(language.prompts()), room=12) if state is None else state
+    state = model.start(language.inputs(language.prompts()), max_new_tokens=12) if state is None else state
     parts = []
     for ids, state in model.answer(state, tokens, block=block):  # noqa: B007, B020
         parts.append(ids)
@@ -55,7 +55,7 @@ def test_a_policy_that_drops_nothing_changes_nothing(llava):
 
 def test_dropping_all_visual_slots_is_masking_them(llava):
     model = llava[1]
-    start = model.start(language.inputs(language.prompts()), room=12)
+    start = model.start(language.inputs(language.prompts()), max_new_tokens=12)
     expected = decode(model, state=without_images(start))
     ids, logits, _ = decode(planned(model, Drop("first")))
     np.testing.assert_array_equal(ids, expected[0])
@@ -67,7 +67,7 @@ def test_dropping_all_visual_slots_is_masking_them(llava):
 
 
 def start_slots(model):
-    return model.start(language.inputs(language.prompts()), room=12).caches[0].slots
+    return model.start(language.inputs(language.prompts()), max_new_tokens=12).caches[0].slots
 
 
 def test_a_policy_acts_behind_every_block(llava):
@@ -83,7 +83,7 @@ def test_a_policy_acts_behind_every_block(llava):
 def test_what_is_kept_is_what_transformers_attends_to(llava):
     """The prompt's last token chooses, by the mean over heads and layers of the cache."""
     reference, model = llava
-    state = planned(model, KeepAttended(5)).start(language.inputs(language.prompts()), room=12)
+    state = planned(model, KeepAttended(5)).start(language.inputs(language.prompts()), max_new_tokens=12)
     (cache,) = state.caches
     assert cache.slots == start_slots(model) - 11
     for row, (one, (before, _, _)) in enumerate(zip(language.prompts(), language.PROMPTS, strict=True)):
@@ -105,7 +105,7 @@ def test_attention_of_the_latest_token(llava):
     for row, one in zip(ids, language.prompts(), strict=True):
         whole = np.concatenate([one.ids, row])
         longer.append(dataclasses.replace(one, ids=whole, positions=np.arange(len(whole), dtype=np.int32)))
-    again = model.read(language.inputs(longer), room=0)
+    again = model.read(language.inputs(longer), max_new_tokens=0)
     for cache, whole in zip(state.caches, again.caches, strict=True):
         for row in range(2):
             ours, theirs = (np.asarray(c.attention)[:, row, np.asarray(c.valid)[row]] for c in (cache, whole))
@@ -119,7 +119,7 @@ def test_attention_of_the_latest_token(llava):
 def test_what_cannot_stand_there_is_refused(llava, sites):
     model = dataclasses.replace(llava[1], plan=Plan(sites))
     with pytest.raises(UserError, match="decode"):
-        model.read(language.inputs(language.prompts()), room=1)
+        model.read(language.inputs(language.prompts()), max_new_tokens=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def test_a_merged_pair_counts_twice(llava, site, change):
 def test_sizes_of_a_tower_that_attends_in_proportion_stay_there(llava):
     """A mark set between blocks of the tower is for the tower's attention: the language model has no bias."""
     model = planned(llava[1], **{"tower_block_1_output": Mark()})
-    assert model.read(language.inputs(language.prompts()), room=1).caches[0].bias is None
+    assert model.read(language.inputs(language.prompts()), max_new_tokens=1).caches[0].bias is None
 
 
 @dataclasses.dataclass(frozen=True)

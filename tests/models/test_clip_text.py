@@ -65,7 +65,7 @@ def test_trim_keeps_what_clip_says(llava, clip):
     reduced = reduce(model, "trim", tokens=5, clip=ours)
     questions = ["w5 w9 w11", "w3"]
     inputs = reduced.about(language.inputs(language.prompts()), questions)
-    reading = reduced.read(inputs, room=1)
+    reading = reduced.read(inputs, max_new_tokens=1)
     owner, texts = np.asarray(reading.sequence.visual.owner), np.asarray(ours.embed(questions))
     for row, one in enumerate(language.prompts()):
         with torch.no_grad():
@@ -76,7 +76,7 @@ def test_trim_keeps_what_clip_says(llava, clip):
         np.testing.assert_array_equal(np.flatnonzero(owner[row] < 4), best)
         assert (owner[row] >= 0).all() and (np.asarray(reading.sequence.visual.size)[row] == [1, 1, 1, 1, 12]).all()
     with pytest.raises(UserError, match="reads text_embedding"):
-        reduced.read(language.inputs(language.prompts()), room=1)
+        reduced.read(language.inputs(language.prompts()), max_new_tokens=1)
 
 
 def test_what_does_not_fit_is_refused(llava, clip, tmp_path):

@@ -19,9 +19,9 @@ def model(directory):
     return jtok.load(directory[1])
 
 
-def talk(model, reread, room=80):
+def talk(model, reread, max_new_tokens=80):
     """(the conversation, its two answers)."""
-    one = Conversation(model, checkpoints.picture(70, 90), room=room)
+    one = Conversation(model, checkpoints.picture(70, 90), max_new_tokens=max_new_tokens)
     return one, [one.ask(QUESTIONS[0], tokens=6), one.ask(QUESTIONS[1], reread=reread, tokens=8)]
 
 
@@ -53,13 +53,13 @@ def test_what_follows_an_answer(model):
     assert one._following(QUESTIONS[1]) == ids
 
 
-def test_a_conversation_without_room_says_how_to_go_on(model):
-    one = Conversation(model, checkpoints.picture(70, 90), room=20)
+def test_a_conversation_without_free_slots_says_how_to_go_on(model):
+    one = Conversation(model, checkpoints.picture(70, 90), max_new_tokens=20)
     one.ask(QUESTIONS[0], tokens=6)
     with pytest.raises(UserError, match="reread=True"):
         one.ask(QUESTIONS[1], tokens=6)
     assert one.ask(QUESTIONS[1], tokens=6, reread=True)
-    with pytest.raises(UserError, match="raise room"):
+    with pytest.raises(UserError, match="raise max_new_tokens"):
         one.ask(QUESTIONS[1], tokens=21)
 
 

@@ -70,7 +70,7 @@ def test_crops_with_newlines(make, tmp_path):
     model = VLM(*load_vlm(tmp_path))
     prompts = [next_prompt((100, 90), 3, 5, 0), next_prompt((50, 110), 6, 4, 1)]  # four crops and two, both unpadded
     inputs = arrange(pad_batch(prompts, 0), language.GRID)
-    ours = model.read(inputs, room=1)
+    ours = model.read(inputs, max_new_tokens=1)
     for row, one in enumerate(prompts):
         given = language.reference(one)
         given |= {"pixel_values": given["pixel_values"][None], "image_sizes": torch.tensor([one.visuals[0].size])}
@@ -79,7 +79,7 @@ def test_crops_with_newlines(make, tmp_path):
         np.testing.assert_allclose(ours.logits[row], expected, rtol=0, atol=1e-4)
         assert ours.sequence.valid[row].sum() == len(one.ids)
     few = dataclasses.replace(model, plan=Plan({"tower.output": Keep((1, 6, 9))}))
-    reading = few.read(inputs, room=1)
+    reading = few.read(inputs, max_new_tokens=1)
     assert reading.sequence.slots.shape == (2, 5 * 3)
     assert np.isfinite(reading.logits).all()
 
@@ -97,7 +97,7 @@ def test_a_prompt_that_sees_itself(tmp_path):
     model = VLM(*load_vlm(tmp_path))
     prompts = [language.prompt(0, 5, 0), language.prompt(0, 8, 1)]
     prompts = [dataclasses.replace(p, positions=p.positions + 1) for p in prompts]
-    state, parts = model.start(arrange(pad_batch(prompts, 0), language.GRID), room=6), []
+    state, parts = model.start(arrange(pad_batch(prompts, 0), language.GRID), max_new_tokens=6), []
     first = np.asarray(state.logits)
     for ids, _ in model.answer(state, 6):
         parts.append(ids)

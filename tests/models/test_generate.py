@@ -18,9 +18,9 @@ from tests.models.test_vlm import KEPT, Keep
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
 
-def answer(model, prompts, tokens=16, room=16, **options):
+def answer(model, prompts, tokens=16, max_new_tokens=16, **options):
     """(ids [B, tokens], the last state)."""
-    state, parts = model.start(language.inputs(prompts), room=room), []
+    state, parts = model.start(language.inputs(prompts), max_new_tokens=max_new_tokens), []
     for ids, state in model.answer(state, tokens, **options):  # noqa: B007, B020
         parts.append(ids)
     return np.concatenate(parts, 1), state
@@ -57,14 +57,14 @@ def test_decoding_after_a_reduction_is_reading_the_longer_prompt(llava, position
     _, model = llava
     model = dataclasses.replace(model, plan=Plan({"llm.layer.2.input": Keep()}, positions=positions))
     prompts = language.prompts()
-    out, state = answer(model, prompts, tokens=5, room=9)
+    out, state = answer(model, prompts, tokens=5, max_new_tokens=9)
     assert [cache.layers for cache in state.caches] == [2, 2]
     assert state.caches[0].slots - state.caches[1].slots == 16 - len(KEPT)
     longer = []
     for row, one in zip(out, prompts, strict=True):
         ids = np.concatenate([one.ids, row])
         longer.append(Prompt(ids, one.visuals, one.offsets, np.arange(len(ids), dtype=np.int32)))
-    reading = model.read(language.inputs(longer), room=9)
+    reading = model.read(language.inputs(longer), max_new_tokens=9)
     np.testing.assert_allclose(state.logits, reading.logits, rtol=0, atol=1e-4)
     for cache, whole in zip(state.caches, reading.caches, strict=True):
         np.testing.assert_array_equal(cache.next, whole.next)
@@ -76,7 +76,7 @@ def test_a_second_question_on_the_cache_is_reading_the_conversation(llava):
     _, model = llava
     model = dataclasses.replace(model, plan=Plan({"tower.output": Keep()}))
     prompts, lengths = language.prompts(), (4, 2)
-    out, state = answer(model, prompts, tokens=3, room=12)
+    out, state = answer(model, prompts, tokens=3, max_new_tokens=12)
     more = np.zeros((2, 4), np.int32)
     for row, n in enumerate(lengths):
         more[row, :n] = 20 + np.arange(n)
@@ -85,12 +85,12 @@ def test_a_second_question_on_the_cache_is_reading_the_conversation(llava):
     for row, (one, n) in enumerate(zip(prompts, lengths, strict=True)):
         ids = np.concatenate([one.ids, out[row], more[row, :n]])
         whole.append(Prompt(ids, one.visuals, one.offsets, np.arange(len(ids), dtype=np.int32)))
-    reading = model.read(language.inputs(whole), room=12)
+    reading = model.read(language.inputs(whole), max_new_tokens=12)
     np.testing.assert_allclose(state.logits, reading.logits, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(state.caches[0].next, reading.caches[0].next)
-    with pytest.raises(UserError, match="room for 5"):
+    with pytest.raises(UserError, match="5 free slots"):
         next(model.answer(state, 6))
-    with pytest.raises(UserError, match="room for 5"):
+    with pytest.raises(UserError, match="5 free slots"):
         model.add(state, np.zeros((2, 6), np.int32), np.ones((2, 6), bool))
 
 

@@ -31,7 +31,7 @@ def model(llava):
 def told(model, prompts):
     """(ids [B,WRITTEN], logits behind them, caches) of the greedy answer."""
     inputs = arrange(pad_batch(prompts, 0), language.GRID, step=16)
-    state, parts = model.start(inputs, room=WRITTEN), []
+    state, parts = model.start(inputs, max_new_tokens=WRITTEN), []
     for ids, state in model.answer(state, WRITTEN, block=WRITTEN):  # noqa: B007, B020
         parts.append(ids)
     return np.concatenate(parts, 1), np.asarray(state.logits), state.caches

@@ -50,7 +50,7 @@ def case(request, model):
     options = {"tokens": TOKENS, **options, **OPTIONS.get(entry.name, {})}
     reduced = reduce(model, entry.name, **options)
     with jax.default_matmul_precision("highest"):  # as in the tests, or they would compile it again
-        return entry, reduced, reduced.read(batch(), room=1, key=KEYS)
+        return entry, reduced, reduced.read(batch(), max_new_tokens=1, key=KEYS)
 
 
 def same_row(one, i, other, j):
@@ -65,7 +65,9 @@ def same_row(one, i, other, j):
 def test_a_row_does_not_depend_on_the_others(case):
     _, reduced, both = case
     for row in range(2):
-        twice = reduced.read(batch((row, row)), room=1, key=KEYS[np.array([row, row])])  # no program of its own
+        twice = reduced.read(
+            batch((row, row)), max_new_tokens=1, key=KEYS[np.array([row, row])]
+        )  # no program of its own
         same_row(twice, 0, both, row)
         same_row(twice, 1, both, row)
 
@@ -74,7 +76,7 @@ def test_a_row_does_not_depend_on_the_others(case):
 def test_a_batch_equals_batches_of_one(case):
     _, reduced, both = case
     for row in range(2):
-        same_row(reduced.read(batch((row,)), room=1, key=KEYS[row : row + 1]), 0, both, row)
+        same_row(reduced.read(batch((row,)), max_new_tokens=1, key=KEYS[row : row + 1]), 0, both, row)
 
 
 def test_the_decoder_gets_as_many_tokens_as_were_asked_for(case):
@@ -91,7 +93,7 @@ def test_dropping_and_keeping_positions_is_hiding(case, model):
         pytest.skip("the oracle is for methods that drop whole patches before the decoder")
     dropped, hidden = oracle.dropped_and_hidden(model, reduced, batch(), KEYS)
     np.testing.assert_allclose(dropped, hidden, rtol=0, atol=1e-6)
-    whole = np.asarray(model.read(batch(), room=1, key=KEYS).logits)
+    whole = np.asarray(model.read(batch(), max_new_tokens=1, key=KEYS).logits)
     assert np.abs(dropped - whole).max() > 1e-3, "hiding must change something, or the oracle says nothing"
 
 
@@ -114,7 +116,7 @@ def test_our_tokens_in_transformers_give_our_logits(llava, name):
     reference, model = llava
     plan = reduce(model, name, tokens=TOKENS).plan
     plan = dataclasses.replace(plan, sites={**plan.sites, "llm.input": oracle.Watch()})
-    reading = dataclasses.replace(model, plan=plan).read(batch(), room=1, key=KEYS)
+    reading = dataclasses.replace(model, plan=plan).read(batch(), max_new_tokens=1, key=KEYS)
     visual = np.asarray(reading.memory["watch"]["x"])
     for row, prompt in enumerate(language.prompts()):
         expected = theirs(reference, reading, visual[row], prompt, row)

@@ -64,14 +64,14 @@ def inputs(model, prompts):
 
 
 def read(model, prompts, plan=None):
-    return dataclasses.replace(model, plan=plan or Plan()).read(inputs(model, prompts), room=ROOM)
+    return dataclasses.replace(model, plan=plan or Plan()).read(inputs(model, prompts), max_new_tokens=ROOM)
 
 
 @pytest.fixture(scope="module")
 def whole(both):
     """The state behind the prompts, nothing reduced. (Decoding uses a state up: take copies.)"""
     with jax.default_matmul_precision("highest"):
-        return both[1].start(inputs(both[1], mllama.prompts()), room=ROOM)
+        return both[1].start(inputs(both[1], mllama.prompts()), max_new_tokens=ROOM)
 
 
 def theirs(reference, one, **options):
@@ -98,7 +98,7 @@ def test_answers_and_a_second_question_are_those_of_transformers(both, whole):
     for row, (one, count) in enumerate(zip(mllama.prompts(), (5, 3, 4, 5), strict=True)):
         again = mllama.longer(one, [*answers[row], *question[row, :count]])
         np.testing.assert_allclose(state.logits[row], theirs(reference, again).logits[0, -1], rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match="9 tokens.*room for 3"):
+    with pytest.raises(UserError, match="9 tokens.*3 free slots"):
         model.add(state, np.ones((4, 9), int), np.ones((4, 9), bool))
 
 
@@ -166,11 +166,11 @@ def test_reduced_states_in_transformers_give_our_logits_and_signals(both):
 def test_methods_of_towers_stand_in_every_tile(both, whole):
     _, model, _ = both
     few = jtok.reduce(model, "random", tokens=4, stages=1)
-    reading = few.read(inputs(few, mllama.prompts()), room=ROOM)
+    reading = few.read(inputs(few, mllama.prompts()), max_new_tokens=ROOM)
     crossed = [cache for cache in reading.caches if isinstance(cache, CrossCache)]
     np.testing.assert_array_equal(crossed[0].valid.sum(1), np.array([1, 2, 4, 0]) * 5)  # with each tile's class token
     assert np.isfinite(reading.logits).all() and np.abs(reading.logits - whole.logits)[:3].max() > 1e-2
-    other = few.read(inputs(few, mllama.prompts()[::-1]), room=ROOM)
+    other = few.read(inputs(few, mllama.prompts()[::-1]), max_new_tokens=ROOM)
     np.testing.assert_allclose(other.logits[::-1], reading.logits, rtol=0, atol=1e-5)
 
 

@@ -120,16 +120,16 @@ def reference_inputs(one):
     return given
 
 
-def read(model, some, plan=None, room=1):
+def read(model, some, plan=None, max_new_tokens=1):
     model = dataclasses.replace(model, plan=plan or Plan())
-    return model.read(arrange(pad_batch(some, 0), PATCHES), room=room)
+    return model.read(arrange(pad_batch(some, 0), PATCHES), max_new_tokens=max_new_tokens)
 
 
 def test_logits_and_answers_of_a_mixed_batch(onevision):
     reference, model = onevision
     some = prompts()
     assert {v.spans[-1].resampled for one in some for v in one.visuals} == {True, False}
-    state, parts = model.start(arrange(pad_batch(some, 0), PATCHES), room=16), []
+    state, parts = model.start(arrange(pad_batch(some, 0), PATCHES), max_new_tokens=16), []
     first = np.asarray(state.logits)
     for ids, _ in model.answer(state, 16):
         parts.append(ids)

@@ -30,8 +30,10 @@ FOUR = {
 def test_four_tokens_answer(llava, name):
     model = reduce(llava[1], name, tokens=4, **FOUR[name])
     inputs = language.inputs(language.prompts())
-    assert model.read(inputs, room=4).sequence.x.shape[1] == inputs.ids.shape[1] + 4
-    ids = np.concatenate([block for block, _ in model.answer(model.start(inputs, room=4), 4, how=Sampling())], 1)
+    assert model.read(inputs, max_new_tokens=4).sequence.x.shape[1] == inputs.ids.shape[1] + 4
+    ids = np.concatenate(
+        [block for block, _ in model.answer(model.start(inputs, max_new_tokens=4), 4, sampling=Sampling())], 1
+    )
     assert ids.shape == (2, 4) and (ids >= 0).all()
 
 
@@ -52,7 +54,7 @@ def test_learned_parameters_go_into_the_program_as_arguments(llava, tmp_path):
 @pytest.mark.parametrize("name", ["mlp-projector", "m3"])
 def test_pooled_features_in_transformers_give_our_logits(llava, name):
     reference, model = llava
-    ours = reduce(model, name, tokens=4).read(language.inputs(language.prompts()), room=1).logits
+    ours = reduce(model, name, tokens=4).read(language.inputs(language.prompts()), max_new_tokens=1).logits
     for row, one in zip(ours, language.prompts(), strict=True):
         inputs = language.reference(one)
         with torch.no_grad():
@@ -75,7 +77,7 @@ def loss_of(model, inputs):
     def trained(plan):
         return cross(nnx.merge(graphdef, nnx.State(model.params))(inputs, plan, 0).logits)
 
-    return trained, lambda reduced: cross(reduced.read(inputs, room=0).logits)
+    return trained, lambda reduced: cross(reduced.read(inputs, max_new_tokens=0).logits)
 
 
 @pytest.mark.slow

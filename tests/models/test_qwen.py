@@ -56,7 +56,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(pair):
     """Sides and texts are padded further than any row needs, as where one program serves many sizes."""
     reference, model, _ = pair
     some, parts = prompts(), []
-    reading = model.read(qwen.inputs(model, some, step=16), room=16)
+    reading = model.read(qwen.inputs(model, some, step=16), max_new_tokens=16)
     expected = [theirs(reference, one) for one in some]
     np.testing.assert_allclose(reading.logits, expected, rtol=0, atol=1e-4)
     for row, one in enumerate(some):
@@ -115,7 +115,7 @@ def test_signals_behind_the_tower_are_means_over_the_patches_of_a_token(pair):
     reference, model, _ = pair
     some = [qwen.prompt([3, qwen.visual("image", (1, h, w), 7), 5], 0) for h, w in ((6, 10), (4, 6))]
     plan = Plan({"tower.output": oracle.Watch(("attention_received", "keys"))})
-    seen = dataclasses.replace(model, plan=plan).read(qwen.inputs(model, some), room=1).memory["watch"]
+    seen = dataclasses.replace(model, plan=plan).read(qwen.inputs(model, some), max_new_tokens=1).memory["watch"]
     for row, one in enumerate(some):
         _, h, w = one.visuals[0].grid
         place = np.s_[: h // 2, : w // 2]
@@ -140,13 +140,13 @@ def test_dropping_and_keeping_positions_is_masking(pair, site):
     given = qwen.inputs(model, two())
     dropped, hidden = oracle.dropped_and_hidden(model, reduced, given, oracle.row_keys(2))
     np.testing.assert_allclose(dropped, hidden, rtol=0, atol=1e-6)
-    assert np.abs(dropped - np.asarray(model.read(given, room=1).logits)).max() > 1e-2
+    assert np.abs(dropped - np.asarray(model.read(given, max_new_tokens=1).logits)).max() > 1e-2
 
 
 def test_reduced_features_in_transformers_give_our_logits(pair):
     reference, model, _ = pair
     model = dataclasses.replace(model, plan=Plan({"projector": Keep(KEPT)}))
-    ours = np.asarray(model.read(qwen.inputs(model, two()), room=1).logits)
+    ours = np.asarray(model.read(qwen.inputs(model, two()), max_new_tokens=1).logits)
     for row, one in enumerate(two()):
         given, (h, w) = qwen.reference(one), one.visuals[0].spans[0].grid
         kept = [i // 5 * w + i % 5 for i in KEPT if i // 5 < h and i % 5 < w]  # in its own grid
@@ -168,11 +168,13 @@ def test_decoding_after_a_reduction_in_the_decoder(pair, positions):
     _, model, _ = pair
     model = dataclasses.replace(model, plan=Plan({"llm.layer.2.input": Keep(KEPT)}, positions=positions))
     one = prompts()[0]
-    state = model.start(qwen.inputs(model, [one], step=16), room=3)
+    state = model.start(qwen.inputs(model, [one], step=16), max_new_tokens=3)
     ids, state = next(model.answer(state, 3))
     longer = np.concatenate([one.ids, ids[0]])
     places = np.concatenate([one.positions, one.next_position + np.tile(np.arange(3, dtype=np.int32), (3, 1))], 1)
-    whole = model.read(qwen.inputs(model, [dataclasses.replace(one, ids=longer, positions=places)], step=16), room=3)
+    whole = model.read(
+        qwen.inputs(model, [dataclasses.replace(one, ids=longer, positions=places)], step=16), max_new_tokens=3
+    )
     np.testing.assert_allclose(state.logits, whole.logits, rtol=0, atol=1e-4)
     for cache, other in zip(state.caches, whole.caches, strict=True):
         np.testing.assert_array_equal(cache.next, other.next)
@@ -199,7 +201,7 @@ def test_from_a_directory_a_picture_and_a_question_to_text(tmp_path):
     few = jtok.reduce(model, "uniform-grid", tokens=4)
     given = model.config.arrange(model.processor.batch([one]), 32)
     assert one.visuals[0].tokens == 8 and few.fitted(given).plan.counts(8) == [("tower.output", 8, 4)]
-    reading = few.read(given, room=12)
+    reading = few.read(given, max_new_tokens=12)
     assert reading.sequence.visual.mask().sum() == 4 and reading.sequence.valid.sum() == len(one.ids) - 4
 
 
@@ -234,7 +236,10 @@ def test_blocks_of_one_kind_run_together():
         (lambda m: reduce(m, "tome", tokens=4), "no site 'tower.block.0.*in windows and quads"),
         (lambda m: reduce(m, "downsample-image", tokens=4), "as patches: set max_pixels"),
         (lambda m: reduce(m, "fastervlm", tokens=4), "no class token"),
-        (lambda m: m.read(qwen.inputs(m, [qwen.prompt([7], 0)]), room=1), "no prompt of this batch has an image"),
+        (
+            lambda m: m.read(qwen.inputs(m, [qwen.prompt([7], 0)]), max_new_tokens=1),
+            "no prompt of this batch has an image",
+        ),
         (lambda m: m.config.check(Plan({"llm.layer.9.input": Keep()})), "no site 'llm.layer.9.input'"),
     ],
 )

@@ -41,7 +41,7 @@ class Keep(Reducer):
 def logits(model, plan=None, prompts=None):
     """Logits of the first token of each answer."""
     model = dataclasses.replace(model, plan=plan or Plan())
-    return np.asarray(model.read(language.inputs(prompts or language.prompts()), room=1).logits)
+    return np.asarray(model.read(language.inputs(prompts or language.prompts()), max_new_tokens=1).logits)
 
 
 def theirs(reference, one, **changes):
@@ -98,7 +98,11 @@ SITE_SIGNALS += ("next_last_token_attention",)
 def test_signals_are_those_of_transformers(llava):
     reference, model = llava
     plan = Plan({"llm.layer.2.input": Watch(LAYER_SIGNALS + SITE_SIGNALS)})
-    watched = dataclasses.replace(model, plan=plan).read(language.inputs(language.prompts()), room=1).memory["watch"]
+    watched = (
+        dataclasses.replace(model, plan=plan)
+        .read(language.inputs(language.prompts()), max_new_tokens=1)
+        .memory["watch"]
+    )
     np.testing.assert_allclose(logits(model, plan), logits(model), atol=1e-5)
     for row, (one, (before, after, _)) in enumerate(zip(language.prompts(), language.PROMPTS, strict=True)):
         out = theirs(reference, one)
@@ -155,7 +159,7 @@ def test_a_row_does_not_depend_on_its_batch(llava):
 @pytest.mark.parametrize("method", ["uniform-grid", "downsample-image"])
 def test_methods_of_the_tower_stand_in_the_model(llava, method):
     _, model = llava
-    reading = reduce(model, method, tokens=4).read(language.inputs(language.prompts()), room=1)
+    reading = reduce(model, method, tokens=4).read(language.inputs(language.prompts()), max_new_tokens=1)
     assert np.isfinite(reading.logits).all()
     slots = np.asarray(reading.sequence.slots)
     for row, (before, _, _) in enumerate(language.PROMPTS):

@@ -14,7 +14,7 @@ from jtok.layers.stack import Run
 from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.prefill import prefill
 from jtok.models.decoder.sequence import Places, Text, assemble
-from jtok.models.decoder.sequence import Sequence as Prompt
+from jtok.models.decoder.sequence import TokenSequence as Prompt
 from jtok.plan import Memory, Plan, Reducer, Target
 from jtok.signals import Signals
 from jtok.tokens import Tokens, from_features
@@ -43,7 +43,7 @@ class Watched(Reducer):
 
 
 def decoder(weights: Mapping[str, np.ndarray], heads: int, eps: float, theta: float = 10000.0) -> Decoder:
-    """A Llama with the recorded layers, in their order; perceptrons and final norm may be missing (zeros and ones)."""
+    """A Llama with the recorded layers, in their order; MLPs and final norm may be missing (zeros and ones)."""
     numbers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("layers.")})
     width = weights[f"layers.{numbers[0]}.input_layernorm.weight"].shape[0]
     layers = [_layer({k.split(".", 2)[2]: v for k, v in weights.items() if k.startswith(f"layers.{i}.")}, heads)

@@ -31,7 +31,7 @@ for sizes in ({"tensor": 4}, {"fsdp": 2, "tensor": 2}):
     for method in ("none", "fastv"):
         models = [jtok.reduce(model, method, keep=0.5) for model in (one, many)]
         inputs = models[0].inputs(question, picture)
-        logits = [np.asarray(model.read(inputs, room=8).logits) for model in models]
+        logits = [np.asarray(model.read(inputs, max_new_tokens=8).logits) for model in models]
         np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-3)
         assert models[0].generate(picture, question, tokens=8) == models[1].generate(picture, question, tokens=8)
     assert jax.sharding.get_mesh().empty

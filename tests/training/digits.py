@@ -43,7 +43,7 @@ class Shuffled:
 
 
 class Digits:
-    """A two-layer perceptron with input noise (so that the random key matters)."""
+    """A Two-layer MLP with input noise (so that the random key matters)."""
 
     def __init__(self, batch=32, width=16, delay=0.0, poison=None):
         images, labels = load_digits(return_X_y=True)

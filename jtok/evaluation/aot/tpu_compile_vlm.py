@@ -71,7 +71,7 @@ def _programs(
     }
 
     def read(params, inputs, keys):
-        return dataclasses.replace(model, params=params).read(inputs, room=config.answer, key=keys)
+        return dataclasses.replace(model, params=params).read(inputs, max_new_tokens=config.answer, key=keys)
 
     held = {"parameters": params}
     what = "reading the prompts"

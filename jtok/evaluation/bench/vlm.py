@@ -25,7 +25,7 @@ from jtok.methods.reduce import reduce
 from jtok.models.decoder.cache import Cache, Caches
 from jtok.models.decoder.generate import State
 from jtok.models.vlm.model import VLM, load
-from jtok.models.vlm.network import Reading, VLMConfig
+from jtok.models.vlm.network import PrefillOutput, VLMConfig
 from jtok.models.vlm.processing import Prompt, Span, VisualInput, pad_batch
 from jtok.models.vlm.vlm_presets import make_vlm_config, random_params
 
@@ -58,8 +58,8 @@ def bench_vlm(config: ml_collections.ConfigDict) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(config.seed), config.batch)
     repeats = {"repeats": config.repeats, "min_seconds": config.seconds}
 
-    def reading(model: VLM) -> Reading:
-        return model.read(inputs, room=config.answer, key=keys)
+    def reading(model: VLM) -> PrefillOutput:
+        return model.read(inputs, max_new_tokens=config.answer, key=keys)
 
     first = compare({name: (reading, (model,)) for name, model in models.items()}, UNREDUCED, **repeats)
     readings = {name: reading(model) for name, model in models.items()}
@@ -95,15 +95,15 @@ def synthetic(config: VLMConfig, batch: int, text: int, seed: int = 0) -> Any:
     return config.arrange(pad_batch(prompts, 0))
 
 
-def cache_bytes(caches: Caches, room: int) -> int:
-    """Bytes of keys and values that a prompt leaves, without the `room` slots that are free for its answer."""
-    return sum(c.bytes * (c.slots - room) // c.slots if isinstance(c, Cache) else c.bytes for c in caches)
+def cache_bytes(caches: Caches, max_new_tokens: int) -> int:
+    """Bytes of keys and values that a prompt leaves, without the `max_new_tokens` slots free for its answer."""
+    return sum(c.bytes * (c.slots - max_new_tokens) // c.slots if isinstance(c, Cache) else c.bytes for c in caches)
 
 
 class _Answer:
     """Gives the same number of tokens at every call, from the same place in the caches, whose arrays are used again."""
 
-    def __init__(self, model: VLM, reading: Reading, keys: jax.Array, tokens: int):
+    def __init__(self, model: VLM, reading: PrefillOutput, keys: jax.Array, tokens: int):
         self.model, self.tokens = model, tokens
         self.start = [self._place(cache) for cache in reading.caches]
         caches = jax.tree.map(jnp.copy, reading.caches)  # decoding takes its state over
@@ -142,10 +142,12 @@ def _model_and_inputs(config: ml_collections.ConfigDict) -> tuple[VLM, Any]:
     return VLM(shape, random_params(shape, config.seed)), jax.device_put(inputs)
 
 
-def _flops(model: VLM, inputs: Any, keys: jax.Array, room: int) -> FlopCount:
+def _flops(model: VLM, inputs: Any, keys: jax.Array, max_new_tokens: int) -> FlopCount:
     """Of reading the prompts, all of them together."""
     graph = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: model.config.network(nnx.Rngs(0))), nnx.Param))
-    return count(lambda p: dataclasses.replace(model, params=p).read(inputs, room=room, key=keys), graph)
+    return count(
+        lambda p: dataclasses.replace(model, params=p).read(inputs, max_new_tokens=max_new_tokens, key=keys), graph
+    )
 
 
 def _part(cost: FlopCount, prefix: str) -> int:

@@ -44,7 +44,7 @@ def held_out(task: Classify, split: str, images: int) -> dict[str, np.ndarray]:
 
 
 def tokens_per_block(plan: Plan, config: ViTConfig) -> list[int]:
-    """Patch tokens that leave each block's perceptron, known before anything is traced."""
+    """Patch tokens that leave each block's MLP, known before anything is traced."""
     patches, counts = config.target().patches, []
     if plan.grid is not None:
         patches = plan.grid[0] * plan.grid[1]

@@ -25,7 +25,7 @@ from jtok.evaluation.sweeps.sweep import Cell, Record, facts_of, percentiles, ti
 from jtok.methods import catalogue
 from jtok.models.decoder.cache import append
 from jtok.models.vlm.model import VLM
-from jtok.models.vlm.network import Reading, VLMConfig
+from jtok.models.vlm.network import PrefillOutput, VLMConfig
 from jtok.plan import Plan
 
 #: Text of a prompt is padded to a multiple of so many tokens: all of these questions fit in one.
@@ -72,7 +72,7 @@ def prompt_keys(rows: np.ndarray) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.asarray(rows))
 
 
-def answers_right(network, reading: Reading, answer: Int[Array, "B 2"]) -> Bool[Array, " B"]:
+def answers_right(network, reading: PrefillOutput, answer: Int[Array, "B 2"]) -> Bool[Array, " B"]:
     """Whether greedy decoding gives exactly these two tokens, behind a prompt that was read with room for one."""
     word = answer[:, :1]
     x, _ = append(network.language, reading.caches, network.language.embed(word), jnp.ones(word.shape, bool))

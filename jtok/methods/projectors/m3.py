@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jtok.errors import UserError
-from jtok.layers.projector import perceptron
+from jtok.layers.projector import mlp_projector
 from jtok.ops import budget
 from jtok.plan import Memory, Plan, Reducer, Target
 from jtok.registry import Claim, method
@@ -114,7 +114,7 @@ def plan(
     if not scales or not all(1 <= s <= target.patches for s in scales):
         raise UserError(f"m3 has scales {scales} of {target.patches} patches: each must be 1 to that many.")
     scale = budget.nearest_count("m3", scales, target.patches, keep, tokens)
-    fresh = None if projector == "own" else perceptron(projector, target, rngs or nnx.Rngs(0))
+    fresh = None if projector == "own" else mlp_projector(projector, target, rngs or nnx.Rngs(0))
     return Plan(
         {"projector": Matryoshka(scale)}, projector=fresh, positions="renumber", variants=AllScales(tuple(scales))
     )

@@ -1,4 +1,4 @@
-"""MLP projector: every patch by itself through a perceptron, and average pooling where fewer tokens are wanted.
+"""MLP projector: every patch by itself through an MLP, and average pooling where fewer tokens are wanted.
 
 "Improved Baselines with Visual Instruction Tuning" (LLaVA-1.5), arXiv:2310.03744, CVPR 2024. The projector keeps all
 patches: the point of reference of every table. Adaptive average pooling before or behind it is the simplest way to
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jtok.errors import UserError
-from jtok.layers.projector import perceptron
+from jtok.layers.projector import mlp_projector
 from jtok.ops import budget
 from jtok.ops.cluster import adaptive_average_pool
 from jtok.plan import Memory, Plan, Reducer, Target
@@ -64,7 +64,7 @@ class AdaptivePool(Reducer):
     assignment="hard",
     reads=(),
     site="the projector, with pooling before or behind it",
-    idea="a perceptron for every patch, averaged on a coarser grid",
+    idea="an MLP for every patch, averaged on a coarser grid",
     uses_position=True,
 )
 def plan(
@@ -83,7 +83,7 @@ def plan(
     """
     if pool not in ("after", "before", "none"):
         raise UserError(f"mlp-projector cannot pool '{pool}': ask for after, before or none.")
-    fresh = None if projector == "own" else perceptron(projector, target, rngs or nnx.Rngs(0))
+    fresh = None if projector == "own" else mlp_projector(projector, target, rngs or nnx.Rngs(0))
     cells = _cells(target, keep, tokens) if cells is None else tuple(cells)
     if len(cells) != 2 or not all(1 <= c <= g for c, g in zip(cells, target.grid, strict=True)):
         raise UserError(f"mlp-projector cannot pool {target.grid[0]}x{target.grid[1]} patches to {cells}.")

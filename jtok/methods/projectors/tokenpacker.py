@@ -29,7 +29,7 @@ from jtok.tokens import Tokens
 LAYERS = (12, 16, 22, 23)
 
 
-class Pair(nnx.Module):
+class MLP(nnx.Module):
     """Two linear layers with a GELU between."""
 
     def __init__(self, inputs: int, width: int, rngs: nnx.Rngs):
@@ -49,10 +49,10 @@ class TokenPacker(nnx.Module):
         inputs = width * len(self.layers_read)
         normal = nnx.initializers.normal(0.02)
         self.query = nnx.Linear(width, width, use_bias=False, kernel_init=normal, rngs=rngs)
-        self.key, self.value = Pair(inputs, width, rngs), Pair(inputs, width, rngs)
+        self.key, self.value = MLP(inputs, width, rngs), MLP(inputs, width, rngs)
         self.query_norm, self.key_norm, self.value_norm = (nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs) for _ in "qkv")
         self.attention = QueryAttention(width, heads, rngs)
-        self.project = Pair(width, out, rngs)
+        self.project = MLP(width, out, rngs)
 
     @property
     def names(self) -> list[Rule]:

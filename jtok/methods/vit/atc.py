@@ -1,7 +1,7 @@
 """ATC: agglomerative clustering of tokens by their keys.
 
 "Agglomerative Token Clustering", arXiv:2409.11923, ECCV 2024. Needs no training. Stands where ToMe does, between the
-attention and the perceptron, of blocks 3, 6 and 9 of 12 or of every block; merges the two nearest groups, by the cosine
+attention and the MLP, of blocks 3, 6 and 9 of 12 or of every block; merges the two nearest groups, by the cosine
 distance of head-averaged keys, until the wanted number is left.
 """
 

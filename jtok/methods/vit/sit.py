@@ -25,7 +25,7 @@ from jtok.signals import Signals
 from jtok.tokens import Tokens
 
 
-class Perceptron(nnx.Module):
+class MLP(nnx.Module):
     """Two linear layers with a GELU between, over the last axis."""
 
     def __init__(self, width: int, hidden: int, out: int, rngs: nnx.Rngs):
@@ -40,12 +40,12 @@ class Recover(nnx.Module):
 
     def __init__(self, width: int, keep: int, patches: int, ratio: float, rngs: nnx.Rngs):
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.over_tokens = Perceptron(keep, int(ratio * patches), patches, rngs)
+        self.over_tokens = MLP(keep, int(ratio * patches), patches, rngs)
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.over_features = Perceptron(width, int(ratio * width), width, rngs)
+        self.over_features = MLP(width, int(ratio * width), width, rngs)
 
     def __call__(self, y: Float[Array, "B K D"]) -> Float[Array, "B P D"]:
-        """There is no skip over the first perceptron, since it changes the number of tokens."""
+        """There is no skip over the first MLP, since it changes the number of tokens."""
         z = self.over_tokens(self.norm1(y.astype(jnp.float32)).swapaxes(1, 2)).swapaxes(1, 2)
         return z + self.over_features(self.norm2(z))
 
@@ -60,7 +60,7 @@ class SiT(nnx.Module, Reducer):
     def __init__(self, target: Target, keep: int, layers: int, ratio: float, reverse_ratio: float, rngs: nnx.Rngs):
         self.keep = keep
         self.norm = nnx.LayerNorm(target.width, epsilon=1e-5, rngs=rngs)
-        self.slim = Perceptron(target.width, int(target.width * ratio), keep, rngs)
+        self.slim = MLP(target.width, int(target.width * ratio), keep, rngs)
         self.scale = nnx.Param(jnp.ones(()))
         recover = [Recover(target.width, keep, target.patches, reverse_ratio, rngs) for _ in range(layers)]
         self.recover = nnx.List(recover)

@@ -53,7 +53,7 @@ class CrossAttention(nnx.Module):
         return jnp.einsum("qhd,bnhd->bhqn", self._part("q", self.queries[...]), self._part("k", x))
 
     def read(self, x: Float[Array, "B N D"], tokens: Tokens) -> Float[Array, "B Q D"]:
-        """What the queries take from the tokens that are valid, after a perceptron."""
+        """What the queries take from the tokens that are valid, after an MLP."""
         logits = self.logits(x)
         x = x.astype(jnp.float32)
         x = self.pre_norm(x) if self.pre_norm is not None else x

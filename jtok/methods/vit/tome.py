@@ -1,7 +1,7 @@
 """ToMe: merge the most similar tokens a little in every block.
 
 "Token Merging: Your ViT But Faster", arXiv:2210.09461, ICLR 2023. Needs no training. Stands between the attention and
-the perceptron of every block; compares the block's keys, averaged over heads, and merges r pairs into size-weighted
+the MLP of every block; compares the block's keys, averaged over heads, and merges r pairs into size-weighted
 means. Afterwards attention is proportional: log(size) biases the keys.
 """
 

@@ -56,7 +56,7 @@ Caches = tuple[Cache | CrossCache, ...]
 
 
 def free_slots(caches: Caches) -> int:
-    """Tokens that there is room for."""
+    """Tokens that the caches can still take."""
     return min(cache.slots - int(cache.used) for cache in caches if isinstance(cache, Cache))
 
 
@@ -65,19 +65,19 @@ def new_cache(
     v: Array,
     position: Int[Array, "B L P"],
     valid: Bool[Array, "B L"],
-    room: int,
+    free: int,
     **more,
 ) -> Cache:
-    """A cache that holds a prompt and has `room` more slots; `more` are further fields of `Cache`."""
+    """A cache that holds a prompt and has `free` more slots; `more` are further fields of `Cache`."""
     furthest = jnp.max(jnp.where(valid[..., None], position, -1), (1, 2))
     used = jnp.asarray(k.shape[2], jnp.int32)
     more = {"visual": jnp.zeros_like(valid)} | more
-    return with_room(Cache(k=k, v=v, position=position, valid=valid, next=furthest + 1, used=used, **more), room)
+    return with_free_slots(Cache(k=k, v=v, position=position, valid=valid, next=furthest + 1, used=used, **more), free)
 
 
-def with_room(cache: Cache, room: int) -> Cache:
-    """The cache with `room` more slots behind those that it has."""
-    rows = {axis: [(0, 0)] * axis + [(0, room)] for axis in (1, 2)}
+def with_free_slots(cache: Cache, free: int) -> Cache:
+    """The cache with `free` more slots behind those that it has."""
+    rows = {axis: [(0, 0)] * axis + [(0, free)] for axis in (1, 2)}
 
     def padded(a: Array | None, axis: int) -> Array | None:
         return None if a is None else jnp.pad(a, rows[axis] + [(0, 0)] * (a.ndim - axis - 1))
@@ -112,8 +112,8 @@ def append(
 ) -> tuple[Float[Array, "B T D"], Caches]:
     """Runs T new tokens over what was read so far and writes them into the next T slots.
 
-    Returns the last layer's outputs and the caches. There must be room: the caller counts, since slots are not known
-    while tracing. In a row the valid tokens take consecutive positions, which differ by segment after renumbering.
+    Returns the last layer's outputs and the caches. There must be free slots: the caller counts, since slots are not
+    known while tracing. In a row the valid tokens take consecutive positions (by segment after renumbering).
     """
     stack, start, crossed, written = Stack(decoder), 0, 0, []
     for cache in caches:
@@ -130,13 +130,13 @@ def append(
 def _through(decoder: Decoder, stack: Stack, start: int, cache: Cache, x: Array, valid: Array) -> tuple[Array, Cache]:
     """The layers of one cache."""
     position = counted(valid, cache.position.shape[-1], cache.next[:, None])
-    turn, at = decoder.turn(position), cache.used
+    rope, at = decoder.rope(position), cache.used
     everywhere = lax.dynamic_update_slice(cache.valid, valid, (0, at))
     latest = jnp.maximum(valid.sum(1, dtype=jnp.int32) - 1, 0)[:, None]
 
     def body(layer: Layer, carry, i, seen):
         x, old_k, old_v = carry
-        q, new_k, new_v = layer.project(x, turn)
+        q, new_k, new_v = layer.project(x, rope)
         k = lax.dynamic_update_slice(old_k, new_k[None], (i, 0, at, 0, 0))
         v = lax.dynamic_update_slice(old_v, new_v[None], (i, 0, at, 0, 0))
         if q.shape[1] == 1:  # every written slot is in the past, so the mask of validity is all there is

@@ -36,7 +36,7 @@ class CrossCache:
 
 
 class CrossLayer(nnx.Module):
-    """x + gate * attention(norm(x), visual tokens), then x + gate * gated perceptron(norm(x)); gates are tanh."""
+    """x + gate * attention(norm(x), visual tokens), then x + gate * gated MLP(norm(x)); gates are tanh."""
 
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
         storage = jnp.dtype(c.storage)
@@ -63,7 +63,7 @@ class CrossLayer(nnx.Module):
     def finish(
         self, x: Float[Array, "B M D"], y: Float[Array, "B M H Dh"], open: Bool[Array, "B M"]
     ) -> Float[Array, "B M D"]:
-        """The rest of the layer, given the attention's output `y`; text that looks at no image skips the perceptron."""
+        """The rest of the layer, given the attention's output `y`; text that looks at no image skips the MLP."""
         x = x + self.out(y) * jnp.tanh(self.gate1[...]).astype(x.dtype)
         gate_value = self.up(self.norm2(x))
         z = self.down(ACTIVATIONS[self.config.act](gate_value[:, :, 0]) * gate_value[:, :, 1])

@@ -55,7 +55,7 @@ def cross_sites(count: int) -> list[str]:
     return [f"cross.{i}" for i in range(count)]
 
 
-def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, room: int) -> tuple[Text, tuple]:
+def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_new_tokens: int) -> tuple[Text, tuple]:
     """(the text behind the last layer, the caches in the order of the layers). Changes `run`.
 
     `run.tokens` are the visual tokens of each row, None without an image.
@@ -63,7 +63,7 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, room:
     stack, caches, at = Stack(decoder), [], 0
     for k, depth in enumerate(decoder.config.cross):
         if depth > at:
-            text, cache = _own_layers(decoder, stack, text, at, depth, room)
+            text, cache = _own_layers(decoder, stack, text, at, depth, max_new_tokens)
             caches.append(cache)
             at = depth
         if run.tokens is not None:
@@ -76,21 +76,21 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, room:
                 text, cache, run.signals = _cross(layer, text, view, run.tokens, wants)
             caches.append(cache)
     if at < decoder.config.depth:
-        text, cache = _own_layers(decoder, stack, text, at, decoder.config.depth, room)
+        text, cache = _own_layers(decoder, stack, text, at, decoder.config.depth, max_new_tokens)
         caches.append(cache)
     return text, tuple(caches)
 
 
-def _own_layers(decoder: CrossDecoder, stack: Stack, text: Text, start: int, stop: int, room: int):
+def _own_layers(decoder: CrossDecoder, stack: Stack, text: Text, start: int, stop: int, max_new_tokens: int):
     """(the text after self-attention layers [start, stop), their cache)."""
-    turn = decoder.turn(text.position)
+    rope = decoder.rope(text.position)
 
     def whole(layer: Layer, x: Array):
-        q, k, v = layer.project(x, turn)
+        q, k, v = layer.project(x, rope)
         return layer.finish(x, kernels.attention_scores(q, k, v, valid=text.valid, causal=True).out), (k, v)
 
     x, (k, v) = stack.scan(whole, text.x, start, stop)
-    return dataclasses.replace(text, x=x), new_cache(k, v, text.position, text.valid, room)
+    return dataclasses.replace(text, x=x), new_cache(k, v, text.position, text.valid, max_new_tokens)
 
 
 def _cross(layer: CrossLayer, text: Text, view: View, tokens: Tokens, wants: Collection[str]):

@@ -82,7 +82,7 @@ class RMSNorm(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """x + attention(norm(x)), then x + gated perceptron(norm(x))."""
+    """x + attention(norm(x)), then x + gated MLP(norm(x))."""
 
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
         kinds = {"dtype": c.compute, "param_dtype": jnp.dtype(c.storage), "rngs": rngs}
@@ -94,11 +94,11 @@ class Layer(nnx.Module):
         self.up = nnx.LinearGeneral(c.width, (2, c.mlp), use_bias=c.mlp_bias, **kinds)  # gate, then value
         self.down = nnx.Linear(c.mlp, c.width, use_bias=c.mlp_bias, **kinds)
 
-    def project(self, x: Float[Array, "B N D"], turn: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    def project(self, x: Float[Array, "B N D"], rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         """Queries [B,N,H,Dh], keys and values [B,N,Hk,Dh]; queries and keys rotated to their positions."""
         h, hk = self.config.heads, self.config.kv_heads
         q, k, v = jnp.split(self.qkv(self.norm1(x)), (h, h + hk), 2)
-        return rotate(q, turn), rotate(k, turn), v
+        return rotate(q, rope), rotate(k, rope), v
 
     def finish(self, x: Float[Array, "B N D"], y: Float[Array, "B N H Dh"]) -> Float[Array, "B N D"]:
         """The rest of the layer, given the attention's output `y` for the rows of `x`."""
@@ -131,7 +131,7 @@ class Decoder(nnx.Module):
         x = self.embedding[...][ids].astype(self.config.compute)
         return x * jnp.asarray(self.config.width**0.5, x.dtype) if self.config.scaled_embedding else x
 
-    def turn(self, position: Int[Array, "B N P"]) -> tuple[Float[Array, "B N Dh2"], Float[Array, "B N Dh2"]]:
+    def rope(self, position: Int[Array, "B N P"]) -> tuple[Float[Array, "B N Dh2"], Float[Array, "B N Dh2"]]:
         """(cosines, sines) of the rotation to each position."""
         return rotation(position, self.config.head_dim, self.config.rotary)
 
@@ -150,10 +150,10 @@ class Decoder(nnx.Module):
         """Logits at every slot of a text, without a cache. Positions [B,N] (or [3,B,N]) count valid slots if None."""
         valid = jnp.ones(ids.shape, bool) if valid is None else valid
         where = counted(valid, self.config.axes) if position is None else with_axes(position, self.config.axes)
-        layers, turn = Stack(self), self.turn(where)
+        layers, rope = Stack(self), self.rope(where)
 
         def body(layer: Layer, x: Array) -> tuple[Array, None]:
-            q, k, v = layer.project(x, turn)
+            q, k, v = layer.project(x, rope)
             y = kernels.attention_scores(q, k, v, valid=valid, causal=not self.config.bidirectional).out
             return layer.finish(x, y), None
 

@@ -36,7 +36,9 @@ class State:
     keys: Array  # [B], one PRNG key a row
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "block", "stops", "how", "policy"), donate_argnames="state")
+@functools.partial(
+    jax.jit, static_argnames=("graphdef", "block", "stops", "sampling", "policy"), donate_argnames="state"
+)
 def decode_block(
     graphdef: Any,
     params: Any,
@@ -44,12 +46,12 @@ def decode_block(
     steps: int | Array,
     block: int,
     stops: tuple[int, ...],
-    how: Sampling,
+    sampling: Sampling,
     policy: CachePolicy | None = None,
 ) -> tuple[Int[Array, "B block"], State]:
     """Up to `steps` (at most `block`) tokens for every row; ends early when all rows are done. -1 = nothing.
 
-    graphdef, params: of the `Decoder`. There must be room for `steps` tokens in the caches. policy: changes the caches
+    graphdef, params: of the `Decoder`. The caches must have `steps` free slots. policy: changes the caches
     behind the block, in rows that were not done before it.
     """
     decoder: Decoder = nnx.merge(graphdef, nnx.State(params))
@@ -62,7 +64,7 @@ def decode_block(
     def step(carry):
         i, out, state = carry
         keys = jax.vmap(lambda key: jax.random.split(key, 2))(state.keys)
-        token = sample(state.logits, keys[:, 0], how)
+        token = sample(state.logits, keys[:, 0], sampling)
         out = lax.dynamic_update_slice(out, jnp.where(state.done, -1, token)[:, None], (0, i))
         x, caches = append(decoder, state.caches, decoder.embed(token[:, None]), ~state.done[:, None])
         done = state.done | jnp.any(token[:, None] == stop_ids, 1)
@@ -100,19 +102,19 @@ def stream(
     tokens: int,
     *,
     stops: tuple[int, ...] = (),
-    how: Sampling = Sampling(),  # noqa: B008  (frozen)
+    sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
     block: int = 8,
     policy: CachePolicy | None = None,
 ) -> Iterator[tuple[np.ndarray, State]]:
     """Yields (ids [B, up to `block`], state so far) until `tokens` are given or all rows are done; -1 = nothing.
 
-    The state handed in is used up: go on with the one yielded last. Raises UserError where the cache has no room.
+    The state handed in is used up: go on with the one yielded last. Raises UserError where too few slots are free.
     """
-    room = free_slots(state.caches)
-    if tokens > room:
-        raise UserError(f"{tokens} tokens are asked for and the cache has room for {room}: make the room larger.")
+    free = free_slots(state.caches)
+    if tokens > free:
+        raise UserError(f"{tokens} tokens are asked for, the cache has {free} free slots: raise max_new_tokens.")
     while tokens > 0 and not bool(np.all(state.done)):
         steps = min(block, tokens)
-        out, state = decode_block(graphdef, params, state, steps, block, stops, how, policy)
+        out, state = decode_block(graphdef, params, state, steps, block, stops, sampling, policy)
         tokens -= steps
         yield np.asarray(out)[:, :steps], state

@@ -15,9 +15,9 @@ from jaxtyping import Array
 from jtok import kernels
 from jtok.layers.rotary import rotate
 from jtok.layers.stack import Run
-from jtok.models.decoder.cache import Cache, Caches, new_cache, received, with_room
+from jtok.models.decoder.cache import Cache, Caches, new_cache, received, with_free_slots
 from jtok.models.decoder.decoder import Decoder, Layer, Stack
-from jtok.models.decoder.sequence import Positions, Sequence
+from jtok.models.decoder.sequence import Positions, TokenSequence
 from jtok.plan import Reducer
 
 #: Signals that are recorded in the layer before a site.
@@ -37,8 +37,10 @@ def llm_sites(depth: int) -> list[str]:
     return ["llm.input", *(f"llm.layer.{i}.input" for i in range(1, depth))]
 
 
-def prefill(decoder: Decoder, sequence: Sequence, run: Run, room: int, positions: Positions) -> tuple[Sequence, Caches]:
-    """The last layer's outputs as a sequence, and the caches with `room` free slots. Changes `run`.
+def prefill(
+    decoder: Decoder, sequence: TokenSequence, run: Run, max_new_tokens: int, positions: Positions
+) -> tuple[TokenSequence, Caches]:
+    """The last layer's outputs as a sequence, and the caches with `max_new_tokens` free slots. Changes `run`.
 
     `run.plan` says what stands where; reducers see the visual tokens only. A cache policy at `decode` may shrink what
     each run of layers hands over.
@@ -57,25 +59,25 @@ def prefill(decoder: Decoder, sequence: Sequence, run: Run, room: int, positions
         watch = policy is not None and "last_token_attention" in policy.reads
         sequence, cache, run.signals = _layers(decoder, stack, sequence, start, stop, wants, watch)
         cache = cache if policy is None else policy(cache, first=True)
-        caches.append(with_room(cache, room))
+        caches.append(with_free_slots(cache, max_new_tokens))
     return sequence, tuple(caches)
 
 
 def _layers(
-    decoder: Decoder, stack: Stack, sequence: Sequence, start: int, stop: int, wants: Collection[str], watch: bool
-) -> tuple[Sequence, Cache, dict[str, Array]]:
-    """(the sequence after layers [start, stop), their cache without room, signals of the last of them).
+    decoder: Decoder, stack: Stack, sequence: TokenSequence, start: int, stop: int, wants: Collection[str], watch: bool
+) -> tuple[TokenSequence, Cache, dict[str, Array]]:
+    """(the sequence after layers [start, stop), their cache without free slots, signals of the last of them).
 
     watch: the cache shall hold what the last token attends to.
     """
-    turn, causal, bias = decoder.turn(sequence.position), not decoder.config.bidirectional, sequence.bias
+    rope, causal, bias = decoder.rope(sequence.position), not decoder.config.bidirectional, sequence.bias
 
     def kept(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array | None]:
         last = kernels.gather(q, sequence.last[:, None])
         return k, v, received(last, k, sequence.valid, bias) if watch else None
 
     def whole(layer: Layer, x: Array):
-        q, k, v = layer.project(x, turn)
+        q, k, v = layer.project(x, rope)
         y = kernels.attention_scores(q, k, v, valid=sequence.valid, bias=bias, causal=causal).out
         return layer.finish(x, y), kept(q, k, v)
 
@@ -86,7 +88,7 @@ def _layers(
     if alone:
         with jax.named_scope(f"llm.layer.{stop - 1}"):
             layer = stack.layer(stop - 1)
-            q, k, v = layer.project(x, turn)
+            q, k, v = layer.project(x, rope)
             y, signals = _attend(q, k, v, sequence, causal, wants)
             x = layer.finish(x, y)
         parts.append(jax.tree.map(lambda a: a[None], kept(q, k, v)))
@@ -95,7 +97,7 @@ def _layers(
     return sequence.replace(x=x), new_cache(k, v, sequence.position, sequence.valid, 0, **facts), signals
 
 
-def _attend(q: Array, k: Array, v: Array, sequence: Sequence, causal: bool, wants: Collection[str]):
+def _attend(q: Array, k: Array, v: Array, sequence: TokenSequence, causal: bool, wants: Collection[str]):
     """(attention output, the signals of `wants` that attention gives): of the visual tokens' columns."""
     asking, weight = sequence.asking
     rows = [asking] if "last_token_attention" in wants else []
@@ -119,8 +121,8 @@ def _attend(q: Array, k: Array, v: Array, sequence: Sequence, causal: bool, want
 
 
 def _reduce(
-    decoder: Decoder, stack: Stack, sequence: Sequence, run: Run, site: str, layer: int, positions: Positions
-) -> Sequence:
+    decoder: Decoder, stack: Stack, sequence: TokenSequence, run: Run, site: str, layer: int, positions: Positions
+) -> TokenSequence:
     """Lets the reducer at a site see the visual tokens, and puts the sequence together again."""
     before = sequence.visual_tokens()
     run.tokens = before
@@ -134,7 +136,7 @@ def _reduce(
     return sequence.with_visual(run.tokens, positions)
 
 
-def _at_site(decoder: Decoder, stack: Stack, sequence: Sequence, reducer: Reducer, layer: int) -> dict[str, Array]:
+def _at_site(decoder: Decoder, stack: Stack, sequence: TokenSequence, reducer: Reducer, layer: int) -> dict[str, Array]:
     """The signals that need no attention of the layer before."""
     wants, few = set(reducer.reads), {}
     if "text_valid" in wants:
@@ -152,9 +154,9 @@ def _at_site(decoder: Decoder, stack: Stack, sequence: Sequence, reducer: Reduce
     return {name: value for name, value in few.items() if name in wants}
 
 
-def _ahead(decoder: Decoder, layer: Layer, sequence: Sequence) -> Array:
+def _ahead(decoder: Decoder, layer: Layer, sequence: TokenSequence) -> Array:
     """Attention of the last token to the visual ones with the weights of the layer to come, [B,H,N]."""
-    q, k, _ = layer.project(sequence.x, decoder.turn(sequence.position))
+    q, k, _ = layer.project(sequence.x, decoder.rope(sequence.position))
     asking, weight = sequence.asking
     how = {"valid": sequence.valid, "bias": sequence.bias, "return_probabilities": True}
     if sequence.text.asks is None:  # the last token sees every valid one
@@ -166,9 +168,9 @@ def _ahead(decoder: Decoder, layer: Layer, sequence: Sequence) -> Array:
     return jnp.take_along_axis(p, sequence.slots[:, None], 2)
 
 
-def _rotary_logits(decoder: Decoder, sequence: Sequence) -> Array:
+def _rotary_logits(decoder: Decoder, sequence: TokenSequence) -> Array:
     """What the question's tokens would give the visual ones if all queries and keys were ones, [B,T,N]."""
     ones = jnp.ones((*sequence.valid.shape, 1, decoder.config.head_dim), jnp.float32)
-    turned = rotate(ones, decoder.turn(sequence.position))[:, :, 0]
+    turned = rotate(ones, decoder.rope(sequence.position))[:, :, 0]
     text, visual = (kernels.gather(turned, slots) for slots in (sequence.question, sequence.slots))
     return jnp.einsum("btd,bnd->btn", text, visual) * decoder.config.head_dim**-0.5

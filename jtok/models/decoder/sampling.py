@@ -27,13 +27,13 @@ class Sampling:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
 
 
-def sample(logits: Float[Array, "B V"], keys: Array, how: Sampling) -> Int[Array, " B"]:
+def sample(logits: Float[Array, "B V"], keys: Array, sampling: Sampling) -> Int[Array, " B"]:
     """The next token of every row; `keys` [B] are one PRNG key a row, so that rows do not depend on their batch."""
-    if how.temperature == 0:
+    if sampling.temperature == 0:
         return first_argmax(logits)
-    logits = logits.astype(jnp.float32) / how.temperature
-    if how.top_p < 1:
-        logits = jnp.where(_nucleus(jax.nn.softmax(logits, -1), how.top_p), logits, -jnp.inf)
+    logits = logits.astype(jnp.float32) / sampling.temperature
+    if sampling.top_p < 1:
+        logits = jnp.where(_nucleus(jax.nn.softmax(logits, -1), sampling.top_p), logits, -jnp.inf)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 

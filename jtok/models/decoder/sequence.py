@@ -55,7 +55,7 @@ class Text:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """Text and visual tokens, L = M + N slots: those that are valid first, unless some were hidden where they stood."""
 
     x: Float[Array, "B L D"]
@@ -103,7 +103,7 @@ class Sequence:
     def _at_slots(self, array: Array, values: Array | bool) -> Array:
         return array.at[jnp.arange(array.shape[0])[:, None], self.slots].set(values)
 
-    def replace(self, **changes) -> Sequence:
+    def replace(self, **changes) -> TokenSequence:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
@@ -111,19 +111,19 @@ class Sequence:
         """The visual tokens with their features, as a reducer sees them."""
         return self.visual.replace(x=kernels.gather(self.x, self.slots))
 
-    def hiding(self, tokens: Tokens) -> Sequence:
+    def hiding(self, tokens: Tokens) -> TokenSequence:
         """The sequence in which those of its visual tokens that are not valid in `tokens` are seen by none."""
         valid = self._at_slots(self.valid, tokens.mask())
         return self.replace(valid=valid, visual=tokens.replace(x=tokens.x[..., :0]))
 
-    def with_visual(self, tokens: Tokens, positions: Positions = "keep") -> Sequence:
+    def with_visual(self, tokens: Tokens, positions: Positions = "keep") -> TokenSequence:
         """The sequence with other visual tokens in place of these."""
         rows = {"x": self.x, "position": self.position, "valid": self.valid}
         text = dataclasses.replace(self.text, **kernels.gather(rows, self.others))
         return assemble(tokens, text, self.places, positions)
 
 
-def assemble(tokens: Tokens, text: Text, places: Places, positions: Positions = "keep") -> Sequence:
+def assemble(tokens: Tokens, text: Text, places: Places, positions: Positions = "keep") -> TokenSequence:
     """The sequence of visual tokens and text.
 
     positions: `keep` gives every token the position of its place in the whole prompt, so that positions have gaps;
@@ -151,7 +151,7 @@ def assemble(tokens: Tokens, text: Text, places: Places, positions: Positions = 
     if positions in ("renumber", "order"):
         rows["position"] = counted(rows["valid"], rows["position"].shape[-1], first)
     bare = dataclasses.replace(text, x=text.x[..., :0])
-    return Sequence(
+    return TokenSequence(
         **rows,
         slots=where[:, :n],
         others=where[:, n:],

@@ -1,7 +1,7 @@
 """The tower of Qwen2.5-VL (arXiv:2502.13923): images of any size, window attention, patches in 2x2 quads.
 
 A quad is what becomes one token, so here a *feature* is a quad: what reducers see behind this tower holds the four
-patches' features side by side, and the projector is a perceptron that mixes them. Within the tower nothing is reduced.
+patches' features side by side, and the projector is an MLP that mixes them. Within the tower nothing is reduced.
 
 Images of a batch (and frames of a video, each of which is looked at alone) lie on one grid as large as the largest
 needs, padded. The grid is cut into windows once, before the first block: window attention is then attention over the
@@ -30,7 +30,7 @@ from jtok.plan import Plan, Target
 from jtok.pruner import Pruner
 from jtok.tokens import from_features
 
-Turn = tuple[Array, Array]
+Rope = tuple[Array, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ class QwenVisionConfig:
 
 
 class QwenBlock(nnx.Module):
-    """x + attention(norm(x)), then x + gated perceptron(norm(x))."""
+    """x + attention(norm(x)), then x + gated MLP(norm(x))."""
 
     def __init__(self, c: QwenVisionConfig, rngs: nnx.Rngs):
         kinds = {"dtype": c.compute, "rngs": rngs}
@@ -126,7 +126,7 @@ class QwenBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B W P D"],
-        turn: Turn,
+        rope: Rope,
         valid: Bool[Array, "B W P"],
         full: bool,
         wants: Collection[str] = (),
@@ -135,7 +135,7 @@ class QwenBlock(nnx.Module):
         b, w, p, _ = x.shape
         groups = (b, w * p) if full else (b * w, p)
         q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)).reshape(b, w * p, 3, *self.qkv.out_features[1:]), 2, 0)
-        q, k, v = (a.reshape(*groups, *a.shape[2:]) for a in (rotate(q, turn), rotate(k, turn), v))
+        q, k, v = (a.reshape(*groups, *a.shape[2:]) for a in (rotate(q, rope), rotate(k, rope), v))
         mask = valid.reshape(groups)
         scored = "attention_received" in wants
         weights = mask.astype(jnp.float32) if scored else None
@@ -194,7 +194,7 @@ class QwenVision(nnx.Module):
             x = cut.windows(self.patch(pixels.astype(c.compute)))
         valid = cut.windows(jnp.broadcast_to(inside[..., None], (b, rows, columns, c.quad)))
         reducer = plan.at("tower.output")
-        x, signals = self._blocks(x, self._turn(cut), valid, reducer.reads if reducer is not None else ())
+        x, signals = self._blocks(x, self._rope(cut), valid, reducer.reads if reducer is not None else ())
         features = jnp.where(inside.reshape(b, -1, 1), cut.raster(self.norm(x)).reshape(b, rows * columns, -1), 0)
         keys = jnp.broadcast_to(jax.random.key(0), (b,)) if key is None else key
         run = Run(plan, from_features(features, (rows, columns), 0, inside.reshape(b, -1)), keys)
@@ -202,7 +202,7 @@ class QwenVision(nnx.Module):
         run.reduce("tower.output")
         return ViTOutput(run.tokens, None, None, None, run.memory, None, run.stages)
 
-    def _blocks(self, x: Array, turn: Turn, valid: Array, wants: Collection[str]) -> tuple[Array, dict[str, Array]]:
+    def _blocks(self, x: Array, rope: Rope, valid: Array, wants: Collection[str]) -> tuple[Array, dict[str, Array]]:
         """(output of the last block, the signals that it gives)."""
         graphdef, stacked = nnx.split(self.blocks)
         signals: dict[str, Array] = {}
@@ -214,7 +214,7 @@ class QwenVision(nnx.Module):
             alone = bool(wants) and stop == self.config.depth
 
             def body(x, i, full=full):
-                return at(i)(x, turn, valid, full)[0], None
+                return at(i)(x, rope, valid, full)[0], None
 
             body = jax.checkpoint(body) if self.config.remat else body
             if stop - alone > start:
@@ -222,10 +222,10 @@ class QwenVision(nnx.Module):
                     x, _ = jax.lax.scan(body, x, jnp.arange(start, stop - alone))
             if alone:
                 with jax.named_scope(f"tower.block.{stop - 1}"):
-                    x, signals = at(stop - 1)(x, turn, valid, full, wants)
+                    x, signals = at(stop - 1)(x, rope, valid, full, wants)
         return x, signals
 
-    def _turn(self, cut: _Cut) -> Turn:
+    def _rope(self, cut: _Cut) -> Rope:
         """Rotation of every patch to its row and column, [1, W * P, Dh/2]."""
         c = self.config
         row, column = np.meshgrid(np.arange(cut.rows), np.arange(cut.columns), indexing="ij")

@@ -86,7 +86,7 @@ class TiledBlock(nnx.Module):
         return tokens.replace(x=tokens.x + _gated(y, self.gate1)), signals
 
     def feed_forward(self, tokens: Tokens) -> Tokens:
-        """The perceptron half."""
+        """The MLP half."""
         return tokens.replace(x=tokens.x + _gated(self.mlp(self.norm2(tokens.x)), self.gate2))
 
 

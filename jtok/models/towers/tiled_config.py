@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jtok.plan import Target
 
 #: Tokens of a tile are filled up to a multiple of this.
-_MULTIPLE = 8
+MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TiledConfig:
     @property
     def fill(self) -> int:
         """Slots that fill a tile up, of the whole grid."""
-        return -(self.side**2 + 1) % _MULTIPLE
+        return -(self.side**2 + 1) % MULTIPLE
 
     @property
     def outputs(self) -> int:

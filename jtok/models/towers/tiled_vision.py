@@ -20,7 +20,7 @@ from jtok.errors import UserError
 from jtok.layers.resize import resize_grid
 from jtok.layers.stack import Run, run_blocks, sites
 from jtok.models.towers.tiled_block import PADDING, TiledBlock
-from jtok.models.towers.tiled_config import TiledConfig
+from jtok.models.towers.tiled_config import MULTIPLE, TiledConfig
 from jtok.plan import Plan
 from jtok.tokens import Tokens, from_features
 
@@ -94,7 +94,7 @@ class TiledTower(nnx.Module):
         x = x + self._of_tiles(self.pre_tile, self.pre_gate, aspects, x.dtype)
         lead = jnp.broadcast_to(self.special[...].astype(x.dtype), (count, 1, c.width))
         x = self.pre_norm(jnp.concatenate([lead, x], 1) + self._positions(aspects, grid).astype(x.dtype))
-        fill = -x.shape[1] % _MULTIPLE
+        fill = -x.shape[1] % MULTIPLE
         x = jnp.concatenate([x[:, :1], jnp.zeros((count, fill, c.width), x.dtype), x[:, 1:]], 1)
         slot = jnp.arange(x.shape[1])
         padding = ((slot > 0) & (slot <= fill)) | ~there[:, None]

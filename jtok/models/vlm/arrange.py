@@ -56,14 +56,14 @@ def arrange(batch: Batch, patches: tuple[int, int], *, step: int = 1) -> Inputs:
     is_text = batch.valid & ~is_visual
     before = np.cumsum(is_text, 1, dtype=np.int32)
     places = _places(batch, position, before, patches)
-    room = _up(int(is_text.sum(1).max()), step)
-    order = np.argsort(~is_text, 1, kind="stable")[:, :room]
+    longest = _up(int(is_text.sum(1).max()), step)
+    order = np.argsort(~is_text, 1, kind="stable")[:, :longest]
     newline = np.zeros((rows, length), bool)
     b, n = np.nonzero(batch.newline & (batch.visual >= 0))
     newline[b, batch.visual[b, n]] = True
 
     def taken(array: np.ndarray) -> np.ndarray:
-        behind = [(0, 0), (0, room - order.shape[1])] + [(0, 0)] * (array.ndim - 2)
+        behind = [(0, 0), (0, longest - order.shape[1])] + [(0, 0)] * (array.ndim - 2)
         index = order.reshape(*order.shape, *[1] * (array.ndim - 2))
         return np.pad(np.take_along_axis(array, index, 1), behind)
 

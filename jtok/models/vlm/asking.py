@@ -18,7 +18,7 @@ from jtok.models.decoder.decoder import Dtype
 from jtok.models.decoder.generate import State
 from jtok.models.vlm.load_vlm import load_vlm, vlm_config
 from jtok.models.vlm.model import VLM
-from jtok.models.vlm.network import Reading
+from jtok.models.vlm.network import PrefillOutput
 from jtok.models.vlm.processing import load_processor
 
 
@@ -41,16 +41,18 @@ def with_weights(model: VLM, path: str | os.PathLike, *, dtype: Dtype = "float32
     return dataclasses.replace(model, params=load_vlm(path, dtype=dtype, mesh=mesh)[1])
 
 
-def rehearse(model: VLM, inputs: Any, room: int) -> None:
+def rehearse(model: VLM, inputs: Any, max_new_tokens: int) -> None:
     """Traces the reading of a prompt without parameters: raises the UserErrors that reading it would raise."""
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: model.config.network(nnx.Rngs(0))), nnx.Param))
-    jax.eval_shape(lambda p: dataclasses.replace(model, params=p).read(inputs, room=room, key=_keys(0)), params)
+    jax.eval_shape(
+        lambda p: dataclasses.replace(model, params=p).read(inputs, max_new_tokens=max_new_tokens, key=_keys(0)), params
+    )
 
 
-def read(model: VLM, inputs: Any, *, room: int, seed: int = 0) -> tuple[Reading, State]:
+def read(model: VLM, inputs: Any, *, max_new_tokens: int, seed: int = 0) -> tuple[PrefillOutput, State]:
     """What reading one prompt leaves behind, and the state from which the answer starts."""
     keys = _keys(seed)
-    reading = model.read(inputs, room=room, key=keys)
+    reading = model.read(inputs, max_new_tokens=max_new_tokens, key=keys)
     return reading, State(reading.caches, reading.logits, np.zeros(1, bool), keys)
 
 

@@ -29,9 +29,9 @@ QUESTION_STEP = 16
 class Conversation:
     """A conversation about images or a video.
 
-    image, video, fps: as in `VLM.stream`. room: tokens of all answers and later questions that the caches can take
-    before everything has to be read again, fewer where the model has no more positions. how, seed: how answers are
-    drawn.
+    image, video, fps: as in `VLM.stream`. max_new_tokens: tokens of all answers and later questions that the caches can
+    take before everything has to be read again, fewer where the model has no more positions. sampling, seed: how
+    answers are drawn.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Conversation:
         *,
         video: Sequence[ImageLike] | None = None,
         fps: float = FPS,
-        room: int = 1024,
-        how: Sampling | None = None,
+        max_new_tokens: int = 1024,
+        sampling: Sampling | None = None,
         seed: int = 0,
     ):
-        self.model, self.room, self.how, self.seed = model, room, how, seed
+        self.model, self.max_new_tokens, self.sampling, self.seed = model, max_new_tokens, sampling, seed
         self._media = image, video, fps
         self._seen: tuple = ()  # images and videos, prepared with the first question
         self._state: State | None = None
@@ -59,10 +59,12 @@ class Conversation:
         """The answer to the next question, of at most `tokens` tokens, piece by piece.
 
         reread: the images and all that was said are read anew, so that the plan may choose other visual tokens; else
-        only the question is, over what the caches hold. Raises UserError where they have no room for it.
+        only the question is, over what the caches hold. Raises UserError where they have too few free slots.
         """
-        if tokens > self.room:
-            raise UserError(f"{tokens} tokens are asked for and the conversation has room for {self.room}: raise room.")
+        if tokens > self.max_new_tokens:
+            raise UserError(
+                f"{tokens} tokens are asked for and the conversation has {self.max_new_tokens}: raise max_new_tokens."
+            )
         if self._state is None:
             ids, *seen = self.model.begin(question, *self._media)
             self._seen, more = tuple(seen), ids
@@ -71,7 +73,7 @@ class Conversation:
         state = self._read(more, question, tokens) if reread or self._state is None else self._add(more, tokens)
         self._state, self.ids = state, [*self.ids, *more]
         text = self.model.described().tokenizer.stream()
-        for ids, after in self.model.answer(state, tokens, how=self.how, stops=self._stops):
+        for ids, after in self.model.answer(state, tokens, sampling=self.sampling, stops=self._stops):
             self._state = after
             given = [int(i) for i in ids[0] if i >= 0]
             self.ids += given
@@ -92,16 +94,16 @@ class Conversation:
         batch = processor.batch([processor.place([*self.ids, *more], *self._seen)])
         inputs = self.model.about(self.model.config.arrange(batch, TEXT_STEP), [question])
         left = self.model.positions_left(inputs)
-        room = self.room if left is None else min(self.room, max(left, tokens))
-        return self.model.start(inputs, room=room, seed=self.seed)
+        limit = self.max_new_tokens if left is None else min(self.max_new_tokens, max(left, tokens))
+        return self.model.start(inputs, max_new_tokens=limit, seed=self.seed)
 
     def _add(self, more: list[int], tokens: int) -> State:
         length = -(-len(more) // QUESTION_STEP) * QUESTION_STEP
-        room = free_slots(self._state.caches)
-        if length + tokens > room:
+        free = free_slots(self._state.caches)
+        if length + tokens > free:
             raise UserError(
-                f"question and answer take up to {length + tokens} tokens and the caches have room for {room}: "
-                "ask with reread=True, or begin with more room."
+                f"question and answer take up to {length + tokens} tokens and the caches have {free} free slots: "
+                "ask with reread=True, or start with a larger max_new_tokens."
             )
         ids = np.zeros((1, length), np.int32)
         ids[0, : len(more)] = more

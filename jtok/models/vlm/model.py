@@ -20,7 +20,7 @@ from jtok.models.decoder.generate import State, read_text, stream
 from jtok.models.decoder.sampling import Sampling
 from jtok.models.vlm.arrange import Inputs
 from jtok.models.vlm.load_vlm import AnyConfig, load_vlm, vlm_config
-from jtok.models.vlm.network import Reading
+from jtok.models.vlm.network import PrefillOutput
 from jtok.models.vlm.processing import Processor, VisualInput, load_processor
 from jtok.models.vlm.processing.images import ImageLike
 from jtok.models.vlm.processing.processor import FPS
@@ -49,21 +49,21 @@ class VLM:
     processor: Processor | None = None
     recipe: Recipe | None = None  # of the plan, where the model takes images of any size
 
-    def read(self, inputs: Inputs, *, room: int = 256, key: jax.Array | None = None) -> Reading:
-        """Reads prompts (jitted). room: tokens of answers and further questions that the caches can take.
+    def read(self, inputs: Inputs, *, max_new_tokens: int = 256, key: jax.Array | None = None) -> PrefillOutput:
+        """Reads prompts (jitted). max_new_tokens: tokens of answers and further questions that the caches can take.
 
-        Raises UserError where prompt and room take more positions than the model was made for.
+        Raises UserError where prompt and answer take more positions than the model was made for.
         """
         left = self.positions_left(inputs)
-        if left is not None and room > left:
+        if left is not None and max_new_tokens > left:
             context = self.config.language.context
             raise UserError(
-                f"the prompt takes {context - left} positions of the {context} that the model has, which leaves no "
-                f"room for {room} more: ask for a shorter answer, or give fewer or smaller images."
+                f"the prompt takes {context - left} positions of the {context} that the model has, which leaves "
+                f"none for {max_new_tokens} more tokens: ask for a shorter answer, or give fewer or smaller images."
             )
         model = self.fitted(inputs)
         with on_mesh_of(model.params):
-            return model._read(model.params, model._learned, inputs, room, key)
+            return model._read(model.params, model._learned, inputs, max_new_tokens, key)
 
     def positions_left(self, inputs: Inputs) -> int | None:
         """Positions behind the longest prompt of a batch; None where they are not known before it is read."""
@@ -89,19 +89,25 @@ class VLM:
             return inputs
         return dataclasses.replace(inputs, text_embedding=np.asarray(self.plan.embed(questions)))
 
-    def start(self, inputs: Inputs, *, room: int = 256, seed: int = 0) -> State:
+    def start(self, inputs: Inputs, *, max_new_tokens: int = 256, seed: int = 0) -> State:
         """Reads prompts, ready to answer."""
         keys = jax.random.split(jax.random.key(seed), inputs.ids.shape[0])
-        reading = self.read(inputs, room=room, key=keys)
+        reading = self.read(inputs, max_new_tokens=max_new_tokens, key=keys)
         done = np.zeros(inputs.ids.shape[0], bool)
         return State(reading.caches, reading.logits, done, keys)
 
     def answer(
-        self, state: State, tokens: int, *, how: Sampling | None = None, stops: tuple[int, ...] = (), block: int = 8
+        self,
+        state: State,
+        tokens: int,
+        *,
+        sampling: Sampling | None = None,
+        stops: tuple[int, ...] = (),
+        block: int = 8,
     ) -> Iterator[tuple[np.ndarray, State]]:
         """Blocks of ids [B, up to `block`] (-1 = nothing) with the state behind each; see `generate.stream`."""
         language = self.params["language"]
-        more = {"stops": stops, "how": how or Sampling(), "block": block, "policy": self.plan.at("decode")}
+        more = {"stops": stops, "sampling": sampling or Sampling(), "block": block, "policy": self.plan.at("decode")}
         blocks = stream(self._language, language, state, tokens, **more)
         while True:
             with on_mesh_of(language):  # not while the caller holds a block
@@ -113,11 +119,11 @@ class VLM:
     def add(self, state: State, ids: np.ndarray, valid: np.ndarray) -> State:
         """The conversation with more text [B,T], padded behind: the next question, over what was kept of the image.
 
-        Raises UserError where the caches have no room for it.
+        Raises UserError where the caches have too few free slots for it.
         """
-        room = free_slots(state.caches)
-        if ids.shape[1] > room:
-            raise UserError(f"the question has {ids.shape[1]} tokens and the cache has room for {room}: ask afresh.")
+        free = free_slots(state.caches)
+        if ids.shape[1] > free:
+            raise UserError(f"the question has {ids.shape[1]} tokens and the cache {free} free slots: ask afresh.")
         with on_mesh_of(self.params):
             return read_text(self._language, self.params["language"], state, ids, valid)
 
@@ -129,7 +135,7 @@ class VLM:
         video: Sequence[ImageLike] | None = None,
         fps: float = FPS,
         tokens: int = 128,
-        how: Sampling | None = None,
+        sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Iterator[str]:
         """The answer to a question, piece by piece.
@@ -138,7 +144,7 @@ class VLM:
         Raises UserError for images that cannot be read and for models that take no videos.
         """
         inputs = self.inputs(question, image, video=video, fps=fps)
-        yield from self.speak(self.start(inputs, room=tokens, seed=seed), tokens, how=how)
+        yield from self.speak(self.start(inputs, max_new_tokens=tokens, seed=seed), tokens, sampling=sampling)
 
     def inputs(
         self,
@@ -154,11 +160,11 @@ class VLM:
         batch = processor.batch([processor.place(ids, images, videos)])
         return self.about(self.config.arrange(batch, TEXT_STEP), [question])
 
-    def speak(self, state: State, tokens: int, *, how: Sampling | None = None) -> Iterator[str]:
+    def speak(self, state: State, tokens: int, *, sampling: Sampling | None = None) -> Iterator[str]:
         """The answer of a batch of one, piece by piece, until its stop token or `tokens` of them; uses the state up."""
         tokenizer = self.described().tokenizer
         text = tokenizer.stream()
-        for ids, _ in self.answer(state, tokens, how=how, stops=tuple(tokenizer.stops)):
+        for ids, _ in self.answer(state, tokens, sampling=sampling, stops=tuple(tokenizer.stops)):
             yield "".join(text.push(int(i)) for i in ids[0] if i >= 0)
         yield text.finish()
 
@@ -192,8 +198,8 @@ class VLM:
         graphdef, _ = nnx.split(nnx.eval_shape(lambda: self.config.network(nnx.Rngs(0))))
         plan = self.plan
 
-        def read(params, learned, inputs, room, key):
-            return nnx.merge(graphdef, nnx.State(params))(inputs, plan.with_params(learned), room, key)
+        def read(params, learned, inputs, max_new_tokens, key):
+            return nnx.merge(graphdef, nnx.State(params))(inputs, plan.with_params(learned), max_new_tokens, key)
 
         return jax.jit(read, static_argnums=3)
 

@@ -15,14 +15,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jtok.errors import UserError
-from jtok.layers.projector import Perceptron, ProjectorConfig
+from jtok.layers.projector import MLPProjector, ProjectorConfig
 from jtok.layers.stack import Run
 from jtok.layers.stack import sites as tower_sites
 from jtok.models.decoder.cache import Caches
 from jtok.models.decoder.cache_policy import check_decode
 from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.prefill import llm_sites, prefill
-from jtok.models.decoder.sequence import Places, Sequence, Text, assemble, fold
+from jtok.models.decoder.sequence import Places, Text, TokenSequence, assemble, fold
 from jtok.models.towers.qwen_vision import QwenVision, QwenVisionConfig
 from jtok.models.towers.vit import ViT, ViTConfig
 from jtok.models.vlm.arrange import Inputs, arrange
@@ -91,12 +91,12 @@ class VLMConfig:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class PrefillOutput:
     """What reading a prompt leaves behind."""
 
     logits: Float[Array, "B V"]  # of the answer's first token, float32
     caches: Caches
-    sequence: Sequence | Text  # outputs of the last layer, before the final norm
+    sequence: TokenSequence | Text  # outputs of the last layer, before the final norm
     memory: dict[str, Any]
     stages: dict[str, Any]
 
@@ -107,12 +107,12 @@ class VLMNetwork(nnx.Module):
     def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
         c = self.config = config
         self.tower = (QwenVision if isinstance(c.tower, QwenVisionConfig) else ViT)(c.tower, rngs)
-        self.projector = Perceptron(c.projector, c.language.compute, rngs)
+        self.projector = MLPProjector(c.projector, c.language.compute, rngs)
         self.language = Decoder(c.language, rngs)
         self.newline = nnx.Param(jnp.zeros(c.language.width)) if c.newline else None
 
-    def __call__(self, inputs: Inputs, plan: Plan, room: int, key: Array | None = None) -> Reading:
-        """Reads the prompts. `room`: free slots that the caches get for answers and further questions.
+    def __call__(self, inputs: Inputs, plan: Plan, max_new_tokens: int, key: Array | None = None) -> PrefillOutput:
+        """Reads the prompts. `max_new_tokens`: free slots that the caches get for answers and further questions.
 
         key: one PRNG key a row [B] (default: the same fixed key for every row). Raises UserError for a plan that does
         not fit, and for prompts longer than a sliding window.
@@ -124,10 +124,10 @@ class VLMNetwork(nnx.Module):
         text = self._text(inputs)
         tokens = _pack(_within(tokens, places), inputs.visible)
         sequence = assemble(tokens, text, places, plan.positions)
-        self._check_window(sequence, room)
-        sequence, caches = prefill(self.language, sequence, run, room, plan.positions)
+        self._check_window(sequence, max_new_tokens)
+        sequence, caches = prefill(self.language, sequence, run, max_new_tokens, plan.positions)
         last = jnp.take_along_axis(sequence.x, sequence.last[:, None, None], 1)
-        return Reading(self.language.logits(last)[:, 0], caches, sequence, run.memory, run.stages)
+        return PrefillOutput(self.language.logits(last)[:, 0], caches, sequence, run.memory, run.stages)
 
     def _look(self, inputs: Inputs, plan: Plan, keys: Array) -> tuple[Tokens, Places, Run]:
         """(projected visual tokens of each row, where they stand, the run so far).
@@ -167,8 +167,8 @@ class VLMNetwork(nnx.Module):
             x = jnp.where(inputs.newline[..., None], self.newline[...].astype(x.dtype), x)
         return Text(x, inputs.position, inputs.valid, inputs.question, inputs.question_valid)
 
-    def _check_window(self, sequence: Sequence, room: int) -> None:
-        window, length = self.config.language.window, sequence.x.shape[1] + room
+    def _check_window(self, sequence: TokenSequence, max_new_tokens: int) -> None:
+        window, length = self.config.language.window, sequence.x.shape[1] + max_new_tokens
         if window and length > window:
             raise UserError(f"prompt and answer take {length} tokens, the decoder looks back {window}: shorten them.")
 

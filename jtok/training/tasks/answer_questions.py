@@ -58,7 +58,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def make_vlm_config(config: ml_collections.ConfigDict) -> VLMConfig:
-    """The model that `config.model` asks for: CLIP's tower, a perceptron and Llama's decoder."""
+    """The model that `config.model` asks for: CLIP's tower, an MLP and Llama's decoder."""
     m, dtype = config.model, config.train.dtype
     tower = ViTConfig(
         image=config.data.size, patch=m.patch, width=m.tower_width, depth=m.tower_depth, heads=m.tower_heads,

@@ -28,11 +28,11 @@ def branch(decoder: Decoder, prefix: Prefix, branches: Float[Array, "B Q T D"]) 
     b, q, t, d = branches.shape
     p = prefix.x.shape[1]
     after = jnp.broadcast_to(jnp.reshape(prefix.next, (-1, 1, 1)) + jnp.arange(t), (b, q, t)).reshape(b, q * t)
-    turn = decoder.turn(jnp.concatenate([prefix.position, after], 1)[..., None])
+    rope = decoder.rope(jnp.concatenate([prefix.position, after], 1)[..., None])
     mask = prefix.valid[:, None, None]  # [B,1,1,P]
 
     def body(layer: Layer, x: Array) -> tuple[Array, None]:
-        queries, keys, values = layer.project(x, turn)
+        queries, keys, values = layer.project(x, rope)
         own = [a[:, p:].reshape(b, q, t, *a.shape[2:]) for a in (queries, keys, values)]
         first = jax.nn.dot_product_attention(queries[:, :p], keys[:, :p], values[:, :p], mask=mask, is_causal=True)
         rest = _branch_attention(*own, keys[:, :p], values[:, :p], mask).reshape(b, q * t, *first.shape[2:])

@@ -183,15 +183,15 @@ def test_videos_have_their_own_placeholders(processors, images):
     assert ours.batch([prompt]).grids == ((prompt.visuals[0].grid, video.grid),)
 
 
-def test_rooms_are_as_large_as_asked(processors, images):
+def test_sizes_are_as_asked(processors, images):
     ours = processors["llava"]
     prompt = ours.prompt("What?", images[:1])
     batch = ours.batch([prompt], length=64, tokens=32, crops=3)
     assert batch.ids.shape == (1, 64) and batch.visual.shape == (1, 32) and batch.pixels.shape[:2] == (1, 3)
-    for room, says in (("length", "ids"), ("tokens", "visual tokens")):
-        with pytest.raises(UserError, match=f"{says} and there is room for 8"):
-            ours.batch([prompt], **{room: 8})
-    with pytest.raises(UserError, match="2 crops or patches and there is room for 1"):
+    for size, says in (("length", "ids"), ("tokens", "visual tokens")):
+        with pytest.raises(UserError, match=f"{says} and the batch was given 8"):
+            ours.batch([prompt], **{size: 8})
+    with pytest.raises(UserError, match="2 crops or patches and the batch was given 1"):
         ours.batch([ours.prompt("What?", images[:2])], crops=1)
     with pytest.raises(UserError, match="at least one prompt"):
         pad_batch([], 0)

@@ -1,4 +1,4 @@
-"""The perceptron of LLaVA-1.5 and the single linear layer."""
+"""The MLP of LLaVA-1.5 and the single linear layer."""
 
 from __future__ import annotations
 

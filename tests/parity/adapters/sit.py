@@ -20,14 +20,14 @@ def tsm(case: Case) -> dict[str, np.ndarray]:
     x, p, w = case.inputs["x"], case.params, case.inputs
     n, width = x.shape[1:]
 
-    def perceptron(name: str) -> dict:
+    def MLP(name: str) -> dict:
         return {"up": timm_weights.linear(w, f"{name}.fc1"), "down": timm_weights.linear(w, f"{name}.fc2")}
 
     recover = {
         "norm1": timm_weights.norm(w, "rtsm_param/norm1"),
-        "over_tokens": perceptron("rtsm_param/mlp1"),
+        "over_tokens": MLP("rtsm_param/mlp1"),
         "norm2": timm_weights.norm(w, "rtsm_param/norm2"),
-        "over_features": perceptron("rtsm_param/mlp2"),
+        "over_features": MLP("rtsm_param/mlp2"),
     }
     params = {
         "norm": timm_weights.norm(w, "tsm_param/weight.0"),

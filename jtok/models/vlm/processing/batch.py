@@ -59,13 +59,13 @@ def pad_batch(prompts: Sequence[Prompt], pad: int, *, length: int = 0, tokens: i
     """
     if not prompts:
         raise UserError("a batch needs at least one prompt.")
-    longest = _room("ids", max(len(p.ids) for p in prompts), length)
+    longest = _slots("ids", max(len(p.ids) for p in prompts), length)
     rows = [_row(prompt) for prompt in prompts]
     homes = [row.pop("home") for row in rows]
     most = max(map(len, homes))
-    room = _room("visual tokens", max(len(row["source"]) for row in rows), tokens)
+    slots = _slots("visual tokens", max(len(row["source"]) for row in rows), tokens)
     taps = max(row["source"].shape[1] for row in rows)
-    arrays = {name: np.stack([_fill(row[name], room, taps) for row in rows]) for name in rows[0]}
+    arrays = {name: np.stack([_fill(row[name], slots, taps) for row in rows]) for name in rows[0]}
     pixels, real = _pixels(prompts, crops)
     lengths = np.asarray([len(p.ids) for p in prompts], np.int32)
     return Batch(
@@ -87,9 +87,9 @@ def _any(prompts: Sequence[Prompt], field: str) -> bool:
     return any(getattr(visual, field) is not None for prompt in prompts for visual in prompt.visuals)
 
 
-def _room(what: str, needed: int, given: int) -> int:
+def _slots(what: str, needed: int, given: int) -> int:
     if given and needed > given:
-        raise UserError(f"a prompt has {needed} {what} and there is room for {given}: make the room larger.")
+        raise UserError(f"a prompt has {needed} {what} and the batch was given {given}: give more.")
     return max(needed, given)
 
 
@@ -136,27 +136,27 @@ def _empty() -> tuple[np.ndarray, ...]:
     return tuple(np.zeros(shape, kind) for shape, kind in (*shapes, ((0,), bool), ((0,), whole)))
 
 
-def _fill(array: np.ndarray, room: int, taps: int) -> np.ndarray:
-    """Padded to `room` tokens, and `taps` per token for source and weight: with -1, 0.0 or False by its kind."""
+def _fill(array: np.ndarray, length: int, taps: int) -> np.ndarray:
+    """Padded to `length` tokens, and `taps` per token for source and weight: with -1, 0.0 or False by its kind."""
     fill = -1 if array.dtype == np.int32 else 0
-    array = np.pad(array, [(0, room - len(array))] + [(0, 0)] * (array.ndim - 1), constant_values=fill)
+    array = np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1), constant_values=fill)
     if array.ndim == 2 and array.shape[1] in (1, 4):  # a position has three
         array = np.pad(array, [(0, 0), (0, taps - array.shape[1])], constant_values=fill)
     return array
 
 
-def _pad_last(array: np.ndarray, room: int) -> np.ndarray:
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, room - array.shape[-1])])
+def _pad_last(array: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])])
 
 
 def _pixels(prompts: Sequence[Prompt], crops: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     counts = [sum(len(v.pixels) for v in p.visuals) for p in prompts]
-    room = _room("crops or patches", max(counts), crops)
+    slots = _slots("crops or patches", max(counts), crops)
     if not max(counts):
         return None, None
     shape = next(v.pixels.shape[1:] for p in prompts for v in p.visuals)
-    pixels = np.zeros((len(prompts), room, *shape), np.float32)
-    real = np.zeros((len(prompts), room), bool)
+    pixels = np.zeros((len(prompts), slots, *shape), np.float32)
+    real = np.zeros((len(prompts), slots), bool)
     for row, prompt in enumerate(prompts):
         at = 0
         for visual in prompt.visuals:

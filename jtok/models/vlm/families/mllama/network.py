@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from jtok.errors import UserError
-from jtok.layers.projector import Perceptron, ProjectorConfig
+from jtok.layers.projector import MLPProjector, ProjectorConfig
 from jtok.layers.stack import Run, sites
 from jtok.models.decoder.cache_policy import check_decode
 from jtok.models.decoder.cross import CrossDecoder
@@ -27,7 +27,7 @@ from jtok.models.decoder.sequence import Text, fold
 from jtok.models.towers.tiled_config import TiledConfig
 from jtok.models.towers.tiled_vision import TiledTower
 from jtok.models.vlm.families.mllama.inputs import TiledInputs, arrange_tiles
-from jtok.models.vlm.network import Reading
+from jtok.models.vlm.network import PrefillOutput
 from jtok.plan import Plan, Target
 from jtok.tokens import Tokens
 
@@ -96,11 +96,11 @@ class MllamaNetwork(nnx.Module):
     def __init__(self, config: MllamaConfig, rngs: nnx.Rngs):
         c = self.config = config
         self.tower = TiledTower(c.tower, rngs)
-        self.projector = Perceptron(c.projector, c.language.compute, rngs)
+        self.projector = MLPProjector(c.projector, c.language.compute, rngs)
         self.language = c.decoder(rngs)
 
-    def __call__(self, inputs: TiledInputs, plan: Plan, room: int, key: Array | None = None) -> Reading:
-        """Reads the prompts. `room`: free slots that the caches get for answers and further questions.
+    def __call__(self, inputs: TiledInputs, plan: Plan, max_new_tokens: int, key: Array | None = None) -> PrefillOutput:
+        """Reads the prompts. `max_new_tokens`: free slots that the caches get for answers and further questions.
 
         key: one PRNG key a row [B] (default: the same fixed key for every row). Raises UserError for a plan or pixels
         that do not fit.
@@ -115,9 +115,9 @@ class MllamaNetwork(nnx.Module):
         if inputs.pixels is not None:
             run, filling = self._look(inputs, plan, keys)
         last = jnp.take_along_axis(jnp.asarray(inputs.seen), ends, 1)[:, 0]
-        text, caches = cross_prefill(self.language, text, View(inputs.seen, last, **filling), run, room)
+        text, caches = cross_prefill(self.language, text, View(inputs.seen, last, **filling), run, max_new_tokens)
         logits = self.language.logits(jnp.take_along_axis(text.x, ends, 1))[:, 0]
-        return Reading(logits, caches, text, run.memory, run.stages)
+        return PrefillOutput(logits, caches, text, run.memory, run.stages)
 
     def _look(self, inputs: TiledInputs, plan: Plan, keys: Array) -> tuple[Run, dict[str, Array]]:
         """(the run with the projected visual tokens of each row, what fills up images as fields of `View`)."""

@@ -74,7 +74,7 @@ def _prepare(image: Image.Image, settings: ImageSettings) -> VisualInput:
 
 def _fitted(size: tuple[int, int], canvas: tuple[int, int], side: int) -> tuple[int, int]:
     """Rows, columns after scaling into the canvas: up to the size of a tile at most, down as needed."""
-    target = [min(max(have, side), room) for have, room in zip(size, canvas, strict=True)]
+    target = [min(max(have, side), limit) for have, limit in zip(size, canvas, strict=True)]
     by_height, by_width = target[0] / size[0], target[1] / size[1]
     if by_width < by_height:
         return min(math.floor(size[0] * by_width) or 1, target[0]), target[1]
