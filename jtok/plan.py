@@ -1,165 +1,332 @@
-"""A plan says where reducers stand in a model. A reducer makes a token set smaller."""
+"""A plan says where reducers are placed in a model, and what else a method changes there."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Int
 
 from jtok.errors import UserError
-from jtok.signals import KNOWN, Signals
-from jtok.tokens import Tokens
-
-Memory = dict[str, Any]
+from jtok.learned import Emptied, modules, put
+from jtok.reducer import Compose, Reducer
+from jtok.signals import SIGNALS
+from jtok.sites import PROJECTOR, Site, Where
+from jtok.slots import AttentionRule, CachePolicy, DecodingRule, InputRule, LayerRule, Projector, Training
+from jtok.target import Target
 
 #: What a language model takes for order and positions of visual tokens that were reduced; see `Plan`.
 Positions = Literal["keep", "renumber", "restore", "order"]
 
-
-class Reducer:
-    """Makes a token set smaller (or only observes it) at a site.
-
-    A training-free reducer is a frozen dataclass, a learned one an `nnx.Module`; both are called alike:
-    `(tokens, signals, memory) -> (tokens, memory)`, pure, batched, with a static number of output slots. `memory` is a
-    dict of arrays that the plan hands from site to site; a method keeps its entry under its own name and returns a
-    new dict rather than changing the one it was given.
-    """
-
-    #: Signals that the model must compute for this reducer (keys of `jtok.signals.KNOWN`).
-    reads: tuple[str, ...] = ()
-
-    def count(self, patches: int) -> int:
-        """Patch slots left after this site (a cap, where the number depends on the image); special tokens excluded."""
-        return patches
-
-    def __call__(self, tokens: Tokens, signals: Signals, memory: Memory) -> tuple[Tokens, Memory]:
-        raise TypeError(f"{type(self).__name__} must define __call__(tokens, signals, memory).")
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What a plan is made for: the shape of the model it will stand in."""
-
-    depth: int  # blocks
-    grid: tuple[int, int]  # patches (rows, columns)
-    width: int  # features
-    heads: int = 1
-    special: int = 1  # leading special tokens
-    classes: int = 0  # output classes, for methods with auxiliary classifiers; 0 = none
-    has_class: bool = True  # the first special token is a class token
-    layers: int = 0  # layers of the language model behind the tower; 0 = there is none
-    language_width: int = 0  # features of the language model
-
-    @property
-    def patches(self) -> int:
-        """Patches at the input."""
-        return self.grid[0] * self.grid[1]
+#: Slots that hold one thing, which may be learned.
+SLOTS = ("inputs", "projector", "attention", "layers", "cache", "decoding")
 
 
 def at_blocks(
-    blocks: Iterable[int], where: str, reducers: Iterable[Reducer], prefix: str = "tower"
-) -> dict[str, Reducer]:
-    """Sites for a staged method: reducer i stands at `where` (input, after_attention, output) of the i-th block."""
-    return {f"{prefix}.block.{b}.{where}": r for b, r in zip(blocks, reducers, strict=True)}
+    blocks: Iterable[int], where: Where, reducers: Iterable[Reducer], stage: str = "tower"
+) -> dict[Site, Reducer]:
+    """Sites for a staged method: reducer i is placed at `where` of the i-th block."""
+    return {Site(stage, block, where): reducer for block, reducer in zip(blocks, reducers, strict=True)}
 
 
-@dataclasses.dataclass(frozen=True)
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Site -> reducer, in the order in which the sites are reached.
+    """Site -> reducer, in the order in which a forward pass reaches them, and the slots of `jtok.slots`.
 
-    sites: names such as `tower.block.3.input`, `tower.block.3.after_attention`, `tower.block.3.output`, `tower.output`.
-    grid: the image is resized to this many patches before the tower (downsampling baselines); None = as it is.
+    sites: keys may be written as strings (`tower.block.3.input`, `tower.output`, `projector`, `llm.layer.2.input`).
     positions: what a language model takes for positions of what is left: `keep` those in the whole prompt, with gaps,
     or `renumber`, both in the order in which the method left the tokens; `restore` puts them in the order of the prompt
-    and keeps (GAP, arXiv:2506.21873), `order` puts them in order and renumbers.
-    projector: stands in for the model's own (`jtok.layers.projector`), giving `projector_count` tokens.
-    variants: the plans over whose losses a training step takes the mean, `(plan, key) -> plans` (see `for_training`).
+    and keeps (GAP, arXiv:2506.21873), `order` puts them in order and renumbers. None: no opinion, which is `keep`.
+    projector: takes the place of the model's own, giving `projector_count` tokens.
     embed: gives the embeddings [B,E] of questions that reducers read as `text_embedding`.
-    objective: extra training losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan
-    that holds the current parameters; needs_teacher says whether the unreduced model, as it was before training, is to
-    be run beside for distillation (else teacher_output is None).
+    target: what it was made for; make: makes it again for another target (see `for_grid`). asked: what was asked of
+    the method, in words. trained: what is learned holds trained parameters.
+
+    Plans add (`visionzip + fastv`), are hashable, and are pytrees whose leaves are what is learned, so that they may be
+    arguments of jitted functions. Raises UserError for a string that is no site and for a site that is named twice.
     """
 
-    sites: Mapping[str, Reducer] = dataclasses.field(default_factory=dict)
+    sites: Mapping[Site, Reducer] = dataclasses.field(default_factory=dict)
     name: str = "none"
-    grid: tuple[int, int] | None = None
-    positions: Positions = "keep"
-    projector: Callable[..., Any] | None = None
+    positions: Positions | None = None
+    inputs: InputRule | None = None
+    projector: Projector | None = None
     projector_count: int | Int[Array, ""] | None = None  # an array only in training, where it may be drawn
-    variants: Callable[[Plan, Array], Sequence[Plan]] | None = None
+    attention: AttentionRule | None = None
+    layers: LayerRule | None = None
+    cache: CachePolicy | None = None
+    decoding: DecodingRule | None = None
+    training: Training = Training()
     embed: Callable[[Sequence[str]], Array] | None = None
-    objective: Callable[..., dict[str, Any]] | None = None
-    needs_teacher: bool = False
+    target: Target | None = None
+    make: Callable[[Target], Plan] | None = None
+    asked: str = ""
+    trained: bool = False
 
-    def at(self, site: str) -> Reducer | None:
+    def __post_init__(self):
+        sites = sorted(((Site.parse(site), reducer) for site, reducer in self.sites.items()), key=lambda item: item[0])
+        for (site, _), (after, _) in zip(sites, sites[1:], strict=False):
+            if site == after:
+                raise UserError(f"the site {site} is named twice: compose both reducers at it.")
+        object.__setattr__(self, "sites", types.MappingProxyType(dict(sites)))
+
+    def at(self, site: Site | str) -> Reducer | None:
         """The reducer at a site, if any."""
-        return self.sites.get(site)
+        return self.sites.get(Site.parse(site))
 
-    def check(self, known: Iterable[str]) -> None:
-        """Raises UserError for a site the model does not have, or a signal that does not exist."""
-        known = list(known)
-        for site, reducer in self.sites.items():
-            if site not in known:
-                near = difflib.get_close_matches(site, known, 3)
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Patches that the image is resized to before the tower; None = as it is."""
+        return None if self.inputs is None else self.inputs.grid
+
+    @property
+    def placed(self) -> Positions:
+        """`positions`, spelled out."""
+        return self.positions or "keep"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Signals that any part of the plan reads, in the order of `SIGNALS`."""
+        parts = [*self.sites.values(), *(part for part in (self.layers, self.cache, self.decoding) if part is not None)]
+        reads = {name for part in parts for name in part.reads}
+        return tuple(name for name in SIGNALS if name in reads)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a model must have for the signals of this plan: a class token, text, crops ..."""
+        return tuple(dict.fromkeys(need for name in self.reads for need in SIGNALS[name].needs))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Where it acts: of `inputs`, `tower`, `projector`, `llm`, `cross`, `cache` and `decoding`, in this order."""
+        acts = {site.stage for site in self.sites}
+        acts |= {"llm"} if self.attention or self.layers else set()
+        acts |= {name for name in ("inputs", "projector", "cache", "decoding") if getattr(self, name) is not None}
+        known = ("inputs", "tower", "projector", "llm", "cross", "cache", "decoding")
+        return tuple([name for name in known if name in acts] + sorted(acts - set(known)))
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether `counts` are caps, since the numbers depend on the image."""
+        return any(r.adaptive for r in self.sites.values()) or (self.inputs is not None and self.inputs.adaptive)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether something is learned and holds random parameters."""
+        return not self.trained and bool(self._learned())
+
+    def check(self, known: Iterable[Site | str], slots: Collection[str] = ("inputs",)) -> None:
+        """Raises UserError for a site that the model does not have, or reaches in another order, and for unknown reads.
+
+        known: the model's sites in the order in which it reaches them. slots: those of `SLOTS` that it honours.
+        """
+        known = [Site.parse(site) for site in known]
+        place = {site: i for i, site in enumerate(known)}
+        for slot in SLOTS:
+            if getattr(self, slot) is not None and slot not in slots:
+                has = f"it has {', '.join(slots)}" if slots else "it has none"
+                raise UserError(f"the plan '{self.name}' fills the slot '{slot}', which this model lacks ({has}).")
+        mine = list(self.sites)
+        for site in mine:
+            if site not in place:
+                near = difflib.get_close_matches(str(site), map(str, known), 3)
                 hint = f"; did you mean {' or '.join(near)}?" if near else f" (it has {known[0]} ... {known[-1]})."
                 raise UserError(f"the model has no site '{site}'{hint}")
+        for first, second in zip(mine, mine[1:], strict=False):
+            if place[first] > place[second]:
+                raise UserError(f"the model reaches {second} before {first}: list its sites in their order.")
+        for reducer in self.sites.values():
             for name in reducer.reads:
-                if name not in KNOWN:
-                    raise UserError(f"{type(reducer).__name__} reads '{name}'; known signals are {', '.join(KNOWN)}.")
+                if name not in SIGNALS:
+                    who = type(reducer).__name__
+                    raise UserError(f"{who} reads '{name}'; known signals are {', '.join(SIGNALS)}.")
 
-    def part(self, prefix: str) -> Plan:
-        """What stands in one part of a model: the sites whose names begin with `prefix`."""
-        return dataclasses.replace(self, sites={s: r for s, r in self.sites.items() if s.startswith(f"{prefix}.")})
+    def part(self, stage: str) -> Plan:
+        """What is placed in one stage of a model; the tower gets what is chosen before it as well."""
+        sites = {site: reducer for site, reducer in self.sites.items() if site.stage == stage}
+        return Plan(sites, name=self.name, inputs=self.inputs if stage == "tower" else None)
+
+    def for_grid(self, grid: tuple[int, int]) -> Plan:
+        """This plan, or the same method's for images of another grid, holding what was learned.
+
+        Raises UserError where it was made for another grid and cannot be made again.
+        """
+        if self.target is None or tuple(grid) == self.target.grid:
+            return self
+        if self.make is None:
+            made, wanted = ("x".join(map(str, g)) for g in (self.target.grid, grid))
+            raise UserError(
+                f"the plan '{self.name}' was made for a grid of {made} patches, this image has {wanted}: make one "
+                "for it, with `target=model.config.target(image=...)`."
+            )
+        return self.make(dataclasses.replace(self.target, grid=tuple(grid))).with_params(self.params())
+
+    def _learned(self) -> dict[str, nnx.Module]:
+        """What is learned, by the name of its site or slot; parts of a composition by path."""
+        if self.projector is not None and modules(self.at(PROJECTOR)):
+            raise UserError("a learned projector and a learned reducer at 'projector' cannot be in one plan.")
+        parts = self._parts()
+        return {f"{name}{path}": module for name, part in parts.items() for path, module in modules(part).items()}
+
+    def _parts(self) -> dict[str, Any]:
+        """Everything that may hold something learned, by name."""
+        parts = {str(site): reducer for site, reducer in self.sites.items()}
+        return parts | {slot: getattr(self, slot) for slot in SLOTS if getattr(self, slot) is not None}
+
+    def _with(self, found: Mapping[str, Any], **changes: Any) -> Plan:
+        """The plan with other things in the places that `_learned` names."""
+        parts = {name: put(part, found, name) for name, part in self._parts().items()}
+        slots = {slot: parts[slot] for slot in SLOTS if getattr(self, slot) is not None}
+        # a projector goes under the name of its site, where nothing else is learned then
+        sites = {
+            site: reducer if site == PROJECTOR and self.projector is not None else parts[str(site)]
+            for site, reducer in self.sites.items()
+        }
+        return dataclasses.replace(self, sites=sites, **slots, **changes)
 
     def params(self) -> dict[str, Any]:
-        """Trainable parameters of what is learned: site (or "projector") -> nested dict of arrays.
+        """Trainable parameters of what is learned: site (or slot) -> nested dict of arrays."""
+        return {name: nnx.to_pure_dict(nnx.state(module, nnx.Param)) for name, module in self._learned().items()}
 
-        Raises UserError if both the projector and a reducer behind it are learned: their parameters share a name.
-        """
-        learned = {site: r for site, r in self.sites.items() if isinstance(r, nnx.Module)}
-        if self.projector is not None and "projector" in learned:
-            raise UserError("a learned projector and a learned reducer at 'projector' cannot stand in one plan.")
-        if self.projector is not None:
-            learned["projector"] = self.projector
-        return {site: nnx.to_pure_dict(nnx.state(r, nnx.Param)) for site, r in learned.items()}
+    def with_params(self, params: Mapping[str, Any], trained: bool | None = None) -> Plan:
+        """This plan with what is learned holding other parameters (as `params` gives them), trained ones if said so."""
 
-    def with_params(self, params: Mapping[str, Any]) -> Plan:
-        """This plan with what is learned holding other parameters (as returned by `params`)."""
-
-        def holding(site: str, learned: nnx.Module) -> nnx.Module:
-            graphdef, state = nnx.split(learned)
-            nnx.replace_by_pure_dict(state, params[site])
+        def holding(name: str, module: nnx.Module) -> nnx.Module:
+            graphdef, state = nnx.split(module)
+            nnx.replace_by_pure_dict(state, params[name])
             return nnx.merge(graphdef, state)
 
-        sites = {
-            site: holding(site, r) if site in params and isinstance(r, nnx.Module) else r
-            for site, r in self.sites.items()
-        }
-        projector = self.projector
-        if projector is not None and "projector" in params:
-            projector = holding("projector", projector)
-        return dataclasses.replace(self, sites=sites, projector=projector)
+        learned = {name: holding(name, module) for name, module in self._learned().items() if name in params}
+        return self._with(learned, trained=self.trained if trained is None else trained)
 
     def for_training(self, key: Array) -> tuple[Plan, ...]:
         """The plans of a training step: its loss is the mean of theirs. `key` is the step's; most methods give one."""
-        return (self,) if self.variants is None else tuple(self.variants(self, key))
+        variants = self.training.variants
+        return (self,) if variants is None else tuple(variants(self, key))
 
     def counts(self, patches: int) -> list[tuple[str, int, int]]:
-        """(site, patch slots in, patch slots out) along the plan, known before anything is traced."""
-        rows = []
-        if self.grid is not None:
-            rows.append(("input", patches, self.grid[0] * self.grid[1]))
-            patches = rows[0][2]
-        stages = [(site, reducer.count) for site, reducer in self.sites.items()]
+        """(site, patch slots in, patch slots out) along the plan, known before anything is traced; see `adaptive`."""
+        steps: list[tuple[Any, str, Callable[[int], int]]] = [
+            (site, str(site), reducer.count) for site, reducer in self.sites.items()
+        ]
         if self.projector_count is not None:
-            before = sum(site.startswith("tower.") for site in self.sites)
-            stages.insert(before, ("projector", lambda _: self.projector_count))
-        for site, count in stages:
+            steps.append((PROJECTOR, "projector", lambda _: self.projector_count))
+            # the projector comes before a reducer of the same site
+            steps.sort(key=lambda step: (step[0], step[0] in self.sites and step[2] == self.sites[step[0]].count))
+        if self.layers is not None:
+            steps += [(Site("llm", i, "input"), f"layers.{i}", lambda _: 0) for i in self.layers.exits[-1:]]
+            steps.sort(key=lambda step: step[0])
+        named = [(name, count) for _, name, count in steps]
+        if self.inputs is not None:
+            named.insert(0, ("input", self.inputs.count))
+        if self.cache is not None:
+            named.append(("cache", self.cache.count))
+        rows = []
+        for name, count in named:
             out = count(patches)
-            rows.append((site, patches, out))
+            rows.append((name, patches, out))
             patches = out
         return rows
+
+    def after(self, target: Target) -> Target:
+        """The target of a plan that comes after this one: fewer patches reach it."""
+        rows = self.counts(target.patches)
+        return dataclasses.replace(target, given=rows[-1][2]) if rows else target
+
+    def __add__(self, other: Plan) -> Plan:
+        """Both plans in one model; `other` comes second where both are at one site, and its `positions` win.
+
+        Raises UserError where both fill a slot that holds one thing.
+        """
+        if not isinstance(other, Plan):
+            return NotImplemented
+        slots = {}
+        for slot in (*SLOTS, "projector_count", "embed"):
+            mine, theirs = getattr(self, slot), getattr(other, slot)
+            if mine is not None and theirs is not None and mine != theirs:
+                word = slot.replace("_", " ")
+                raise UserError(f"{self.name} and {other.name} both set the {word} of the model: use one of them.")
+            slots[slot] = theirs if mine is None else mine
+        sites = dict(self.sites)
+        for site, reducer in other.sites.items():
+            sites[site] = Compose(sites[site], reducer) if site in sites else reducer
+        names = [plan.name for plan in (self, other) if plan.name != "none"]
+        learned = [plan for plan in (self, other) if plan._learned()]
+        return Plan(
+            sites,
+            name="+".join(names) or "none",
+            positions=other.positions or self.positions,
+            training=_train_both(self, other),
+            target=self.target or other.target,
+            make=_MakeBoth(self.make, other.make) if self.make and other.make else None,
+            asked=", ".join(dict.fromkeys(plan.asked for plan in (self, other) if plan.asked)),
+            trained=bool(learned) and all(plan.trained for plan in learned),
+            **slots,
+        )
+
+    def tree_flatten(self):
+        """(what is learned and counts that are arrays, everything else)."""
+        learned = {name: nnx.split(module) for name, module in self._learned().items()}
+        drawn = isinstance(self.projector_count, jax.Array)
+        bare = self._with({name: Emptied(graphdef) for name, (graphdef, _) in learned.items()})
+        bare = dataclasses.replace(bare, projector_count=None) if drawn else bare
+        return ({name: state for name, (_, state) in learned.items()}, self.projector_count if drawn else None), bare
+
+    @classmethod
+    def tree_unflatten(cls, bare: Plan, leaves) -> Plan:
+        """Inverse of `tree_flatten`."""
+        states, drawn = leaves
+        emptied = {f"{n}{path}": e for n, part in bare._parts().items() for path, e in modules(part, Emptied).items()}
+        plan = bare._with({name: nnx.merge(emptied[name].graphdef, state) for name, state in states.items()})
+        return plan if drawn is None else dataclasses.replace(plan, projector_count=drawn)
+
+    def _facts(self) -> tuple:
+        """All that makes a difference to a program, hashable where nothing is learned or it is emptied."""
+        skip = ("sites", "asked", "trained")
+        fields = (getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skip)
+        return tuple(self.sites.items()), *fields
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Plan) and self._facts() == other._facts()
+
+    def __hash__(self) -> int:
+        return hash(self._facts())
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeBoth:
+    """Makes a sum for another target: the second plan for what the first one leaves."""
+
+    first: Callable[[Target], Plan]
+    second: Callable[[Target], Plan]
+
+    def __call__(self, target: Target) -> Plan:
+        first = self.first(target)
+        return first + self.second(first.after(target))
+
+
+@dataclasses.dataclass(frozen=True)
+class _BothObjectives:
+    """The losses of two plans; the same name in both is one loss, their sum."""
+
+    first: Callable[..., dict[str, Any]]
+    second: Callable[..., dict[str, Any]]
+
+    def __call__(self, *args: Any) -> dict[str, Any]:
+        mine, theirs = self.first(*args), self.second(*args)
+        return {name: mine.get(name, 0) + theirs.get(name, 0) for name in {**mine, **theirs}}
+
+
+def _train_both(first: Plan, second: Plan) -> Training:
+    a, b = first.training, second.training
+    if a.variants and b.variants:
+        raise UserError(f"{first.name} and {second.name} both train for many counts at once: use one of them.")
+    objectives = [one.objective for one in (a, b) if one.objective is not None]
+    objective = _BothObjectives(*objectives) if len(objectives) == 2 else next(iter(objectives), None)
+    return Training(objective, a.needs_teacher or b.needs_teacher, a.variants or b.variants)

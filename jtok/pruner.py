@@ -8,7 +8,7 @@ from typing import ClassVar
 from jaxtyping import Array, Float
 
 from jtok.ops import budget, select
-from jtok.plan import Memory, Reducer
+from jtok.reducer import Memory, Reducer
 from jtok.signals import Signals
 from jtok.tokens import Tokens
 

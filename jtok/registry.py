@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
 
 from jtok.errors import UserError
 from jtok.plan import Plan
@@ -24,9 +24,18 @@ class Claim:
     gmacs: float | None = None
 
 
+class Calibrate(Protocol):
+    """Runs a model over a data set once and returns options of the method, numbers and lists, for `jtok calibrate`.
+
+    model: an unreduced `jtok.VLM`. batches: its inputs, as `model.read` takes them. options: as of the method's plan.
+    """
+
+    def __call__(self, model: Any, batches: Iterable[Any], **options: Any) -> dict[str, Any]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One entry of the catalogue."""
+    """One entry of the catalogue: what cannot be read off its plan (for the rest, `jtok.methods.catalogue.facts`)."""
 
     name: str
     title: str  # the paper's title
@@ -34,19 +43,24 @@ class Method:
     family: Family
     training: Literal["none", "optional", "required"]
     assignment: Literal["hard", "soft", "none"]  # what becomes of the patches: merged hard, mixed, or dropped
-    reads: tuple[str, ...]
-    site: str  # where it stands, in words
+    site: str  # where it is placed, in words
     idea: str  # five to ten words
     plan: Callable[..., Plan]
     claims: tuple[Claim, ...] = ()
     uses_position: bool = False  # the outcome depends on where patches lie, not only on their content
-    any_tower: bool = False  # reads class attention only where there is a class token
+    calibrate: Callable[..., dict[str, Any]] | None = None  # see `Calibrate`
 
     @property
     def options(self) -> dict[str, Any]:
         """Keyword options of `plan` beyond the target and the keep ratio, with their defaults."""
         parameters = list(inspect.signature(self.plan).parameters.values())[1:]
         return {p.name: p.default for p in parameters if p.name not in ("keep", "rngs")}
+
+    @property
+    def default_keep(self) -> float | None:
+        """The share that is kept if nothing is said."""
+        keep = inspect.signature(self.plan).parameters.get("keep")
+        return None if keep is None else keep.default
 
 
 METHODS: dict[str, Method] = {}

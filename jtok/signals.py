@@ -1,98 +1,147 @@
 """What a model can tell a reducer at a site. A reducer declares what it reads; the model computes nothing else.
 
 Attention signals are softmax probabilities in float32, taken from the most recent attention layer before the site
-(the same block's for `after_attention` and `output`, the previous block's for `input`). None of them needs an N x N
+(the same layer's for `after_attention` and `output`, the previous layer's for `input`). None of them needs an N x N
 matrix in memory: the attention kernel returns rows or column sums. At a site in a language model the tokens are the
 visual ones: probabilities are over the whole sequence, of which the columns of the visual tokens are given.
+
+A signal is declared once, below. A new one touches this table and the function that makes it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
-#: Names that a reducer may put into `reads`, with what each holds.
-KNOWN = {
-    "class_attention": "attention of the class token to every token, per head [B,H,N]",
-    "attention_received": "attention that each token receives, summed over queries, mean over heads [B,N]",
-    "queries": "queries of the attention layer, unscaled [B,N,H,Dh]",
-    "keys": "keys of the attention layer [B,N,H,Dh]",
-    "values": "values of the attention layer [B,N,H,Dh]",
-    "last_token_attention": "attention of the prompt's last token to every token, per head [B,H,N]",
-    "next_last_token_attention": "the same, as the layer behind the site would compute it [B,H,N]",
-    "text_attention": "attention of the question's T tokens to every token, per head [B,H,T,N]",
-    "text_features": "features of the question's tokens at the site [B,T,D]",
-    "text_keys": "keys of the question's tokens [B,T,H,Dh]",
-    "text_valid": "which of the T tokens of the question are real [B,T]",
-    "rotary_position": "position of every token for RoPE, one number or (time, row, column) [B,N,P]",
-    "text_position": "the same of the question's tokens [B,T,P]",
-    "rotary_logits": "logits of the question's T tokens to every token, if all queries and keys were ones [B,T,N]",
-    "normed": "features after the decoder's final norm [B,N,D]",
-    "text_normed": "features of the question's tokens after the decoder's final norm [B,T,D]",
-    "text_embedding": "embedding of the question by the text tower of a contrastive model [B,E]",
-    "crop_image": "image of the prompt that each token's crop belongs to, -1 = none; behind the projector [B,N]",
-}
+from jtok.errors import UserError
 
-#: Axis of the tokens in each signal, where it is not 1; None: the signal has no axis of (visual) tokens.
-TOKEN_AXIS: dict[str, int | None] = {
-    "class_attention": 2,
-    "last_token_attention": 2,
-    "next_last_token_attention": 2,
-    "text_attention": 3,
-    "text_features": None,
-    "text_keys": None,
-    "text_valid": None,
-    "rotary_logits": 2,
-    "text_position": None,
-    "text_normed": None,
-    "text_embedding": None,
-}
+#: What a model must have for a signal to exist.
+Need = Literal["class token", "text", "question embedding", "crops"]
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Signals:
-    """Signals at one site; a field is None unless some reducer at the site declared it in `reads`."""
+class Signal:
+    """One thing that a model can tell.
 
-    class_attention: Float[Array, "B H N"] | None = None
-    attention_received: Float[Array, "B N"] | None = None
-    queries: Float[Array, "B N H Dh"] | None = None
-    keys: Float[Array, "B N H Dh"] | None = None
-    values: Float[Array, "B N H Dh"] | None = None
-    last_token_attention: Float[Array, "B H N"] | None = None
-    next_last_token_attention: Float[Array, "B H N"] | None = None
-    text_attention: Float[Array, "B H T N"] | None = None
-    text_features: Float[Array, "B T D"] | None = None
-    text_keys: Float[Array, "B T H Dh"] | None = None
-    text_valid: Bool[Array, "B T"] | None = None
-    rotary_position: Int[Array, "B N P"] | None = None
-    text_position: Int[Array, "B T P"] | None = None
-    rotary_logits: Float[Array, "B T N"] | None = None
-    normed: Float[Array, "B N D"] | None = None
-    text_normed: Float[Array, "B T D"] | None = None
-    text_embedding: Float[Array, "B E"] | None = None
-    crop_image: Int[Array, "B N"] | None = None
-    key: Array | None = None  # one PRNG key an image [B], so that rows stay independent of their batch
-    train: bool = dataclasses.field(default=False, metadata={"static": True})
+    shape: B images, N tokens, H heads, T tokens of the question, D features, Dh features of a head, P coordinates, E
+    features of a question's embedding. made: by the `attention` layer before the site, `at the site` itself, or
+    `outside` of the model. kind: what the numbers are.
+    """
+
+    name: str
+    shape: str
+    holds: str
+    made: Literal["attention", "at the site", "outside"]
+    kind: Literal["probabilities", "features", "positions", "logits", "mask", "index"]
+    needs: tuple[Need, ...] = ()
+
+    @property
+    def axis(self) -> int | None:
+        """The axis of the (visual) tokens; None if there is none."""
+        dims = self.shape.split()
+        return dims.index("N") if "N" in dims else None
+
+
+_TEXT: tuple[Need, ...] = ("text",)
+
+SIGNALS: dict[str, Signal] = {
+    signal.name: signal
+    for signal in (
+        Signal("class_attention", "B H N", "attention of the class token to every token, per head",
+               "attention", "probabilities", ("class token",)),
+        Signal("attention_received", "B N", "attention that each token receives, summed over queries, mean over heads",
+               "attention", "probabilities"),
+        Signal("queries", "B N H Dh", "queries of the attention layer, unscaled", "attention", "features"),
+        Signal("keys", "B N H Dh", "keys of the attention layer", "attention", "features"),
+        Signal("values", "B N H Dh", "values of the attention layer", "attention", "features"),
+        Signal("last_token_attention", "B H N", "attention of the prompt's last token to every token, per head",
+               "attention", "probabilities", _TEXT),
+        Signal("text_attention", "B H T N", "attention of the question's T tokens to every token, per head",
+               "attention", "probabilities", _TEXT),
+        Signal("text_keys", "B T H Dh", "keys of the question's tokens", "attention", "features", _TEXT),
+        Signal("peak_attention", "B N", "attention that each token receives from visual tokens, the largest over heads "
+               "of each, mean over them", "attention", "probabilities", _TEXT),
+        Signal("peak_text_attention", "B N", "attention that each token receives from the question's tokens, the "
+               "largest over heads of each, summed over them", "attention", "probabilities", _TEXT),
+        Signal("next_last_token_attention", "B H N", "attention of the prompt's last token, as the layer after the "
+               "site would compute it", "at the site", "probabilities", _TEXT),
+        Signal("text_features", "B T D", "features of the question's tokens", "at the site", "features", _TEXT),
+        Signal("text_valid", "B T", "which of the T tokens of the question are real", "at the site", "mask", _TEXT),
+        Signal("rotary_position", "B N P", "position of every token for RoPE, one number or (time, row, column)",
+               "at the site", "positions", _TEXT),
+        Signal("text_position", "B T P", "position of the question's tokens", "at the site", "positions", _TEXT),
+        Signal("rotary_logits", "B T N", "logits of the question's tokens to every token, if all queries and keys were "
+               "ones", "at the site", "logits", _TEXT),
+        Signal("normed", "B N D", "features after the decoder's final norm", "at the site", "features", _TEXT),
+        Signal("text_normed", "B T D", "features of the question's tokens after the decoder's final norm",
+               "at the site", "features", _TEXT),
+        Signal("text_embedding", "B E", "embedding of the question by the text tower of a contrastive model",
+               "outside", "features", ("question embedding",)),
+        Signal("crop_image", "B N", "image of the prompt that each token's crop belongs to, -1 = none; after the "
+               "projector", "outside", "index", ("crops",)),
+    )
+}  # fmt: skip
+
+
+def made_by_attention(reads: Iterable[str]) -> tuple[str, ...]:
+    """Those of `reads` that an attention layer records, sorted."""
+    return tuple(sorted(name for name in set(reads) if SIGNALS[name].made == "attention"))
+
+
+@jax.tree_util.register_pytree_node_class
+class Signals:
+    """Signals at one site, as attributes: `s.class_attention`. One that no reducer at the site declared is None.
+
+    key: one PRNG key an image [B], so that rows stay independent of their batch. train: whether the model is being
+    trained. Raises UserError for a signal that is not declared in `SIGNALS`.
+    """
+
+    def __init__(self, *, key: Array | None = None, train: bool = False, **given: Array | None):
+        unknown = given.keys() - SIGNALS.keys()
+        if unknown:
+            raise UserError(f"there is no signal '{min(unknown)}'; known signals are {', '.join(SIGNALS)}.")
+        self.key, self.train = key, train
+        self._given = {name: value for name, value in given.items() if value is not None}
+
+    def __getattr__(self, name: str) -> Array | None:
+        if name not in SIGNALS:
+            raise AttributeError(f"there is no signal '{name}'; known signals are {', '.join(SIGNALS)}.")
+        return self._given.get(name)
+
+    def tree_flatten(self):
+        """The signals and the key, as jax wants them."""
+        names = tuple(sorted(self._given))
+        return (*(self._given[name] for name in names), self.key), (names, self.train)
+
+    @classmethod
+    def tree_unflatten(cls, static, leaves) -> Signals:
+        """Inverse of `tree_flatten`."""
+        names, train = static
+        made = object.__new__(cls)
+        made._given, made.key, made.train = dict(zip(names, leaves, strict=False)), leaves[-1], train
+        return made
+
+    def __repr__(self) -> str:
+        return f"Signals({', '.join(self._given) or 'none'})"
 
     def replace(self, **changes: Any) -> Signals:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some of them changed (None takes one away)."""
+        return Signals(**{"key": self.key, "train": self.train, **self._given, **changes})
 
     def per_token(self) -> dict[str, Array]:
-        """The declared signals with the token axis second, [B,N,...]: the form that follows takes and merges."""
-        axes = {name: TOKEN_AXIS.get(name, 1) for name in KNOWN if getattr(self, name) is not None}
-        return {name: jnp.moveaxis(getattr(self, name), axis, 1) for name, axis in axes.items() if axis is not None}
+        """The signals that are there with the token axis second, [B,N,...]: the form that follows takes and merges."""
+        axes = {name: SIGNALS[name].axis for name in self._given}
+        return {name: jnp.moveaxis(self._given[name], axis, 1) for name, axis in axes.items() if axis is not None}
 
     def of_text(self) -> dict[str, Array]:
-        """The declared signals without an axis of visual tokens."""
-        names = [name for name, axis in TOKEN_AXIS.items() if axis is None and getattr(self, name) is not None]
-        return {name: getattr(self, name) for name in names}
+        """The signals that are there and have no axis of visual tokens."""
+        return {name: value for name, value in self._given.items() if SIGNALS[name].axis is None}
 
-    def with_per_token(self, rows: dict[str, Array]) -> Signals:
+    def with_per_token(self, rows: Mapping[str, Array]) -> Signals:
         """Inverse of `per_token`, for tokens that were taken, merged or cut into windows."""
-        return self.replace(**{name: jnp.moveaxis(row, 1, TOKEN_AXIS.get(name, 1)) for name, row in rows.items()})
+        return self.replace(**{name: jnp.moveaxis(row, 1, SIGNALS[name].axis) for name, row in rows.items()})

@@ -1,4 +1,4 @@
-"""Reducers made of reducers: they compose with every method instead of multiplying methods."""
+"""Reducers made of reducers, beside `jtok.reducer.Compose`: they go with every method instead of multiplying them."""
 
 from __future__ import annotations
 
@@ -8,32 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jtok.errors import UserError
-from jtok.plan import Memory, Plan, Reducer
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.signals import Signals
+from jtok.sites import Site
 from jtok.tokens import Tokens, rename
-
-
-@dataclasses.dataclass(frozen=True)
-class Compose(Reducer):
-    """`first`, then `second` at the same site; the signals of the second follow the first one's takes and merges."""
-
-    first: Reducer
-    second: Reducer
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """What either of them reads."""
-        return tuple(dict.fromkeys((*self.first.reads, *self.second.reads)))
-
-    def count(self, patches: int) -> int:
-        return self.second.count(self.first.count(patches))
-
-    def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
-        outer = tokens.carry
-        tokens = tokens.replace(carry={"outer": outer, "signals": s.per_token()})
-        tokens, memory = self.first(tokens, s, memory)
-        s = s.with_per_token(tokens.carry["signals"])
-        return self.second(tokens.replace(carry=tokens.carry["outer"]), s, memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +30,11 @@ class Windowed(Reducer):
     def reads(self) -> tuple[str, ...]:
         """What the inner reducer reads."""
         return self.reducer.reads
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the inner reducer is."""
+        return self.reducer.adaptive
 
     def count(self, patches: int) -> int:
         area = self.size[0] * self.size[1]
@@ -99,7 +83,7 @@ class Windowed(Reducer):
         return patches.replace(**body, owner=rename(patches.owner, new), proportional=inner.proportional)
 
 
-def windowed(plan: Plan, size: tuple[int, int], at: str) -> Plan:
+def windowed(plan: Plan, size: tuple[int, int], at: Site | str) -> Plan:
     """The plan with its reducer at site `at` applied per window (its counts are then per window)."""
-    sites = {site: Windowed(r, size) if site == at else r for site, r in plan.sites.items()}
+    sites = {site: Windowed(r, size) if site == Site.parse(at) else r for site, r in plan.sites.items()}
     return dataclasses.replace(plan, sites=sites, name=f"{plan.name}, windows of {size[0]}x{size[1]}")

@@ -9,7 +9,7 @@ import pytest
 
 from jtok.errors import UserError
 from jtok.methods import catalogue
-from jtok.plan import Target
+from jtok.target import Target
 from tests import readme
 
 ROOT = Path(__file__).resolve().parent.parent

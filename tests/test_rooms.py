@@ -35,7 +35,8 @@ STACK = (
     ("launch",),
 )
 #: The modules at the top of the package that are the contract between models and methods.
-CONTRACT = ("tokens", "signals", "sites", "plan", "pruner", "registry", "wrappers")
+CONTRACT = ("tokens", "signals", "sites", "reducer", "target", "cache", "slots", "learned", "plan", "pruner")
+CONTRACT += ("registry", "wrappers")
 LEVEL = {room: level for level, rooms in enumerate(STACK) for room in rooms}
 
 

@@ -22,7 +22,7 @@ from jtok.checkpoints import projector_names
 from jtok.checkpoints.names import Rule
 from jtok.errors import UserError
 from jtok.layers.block import ACTIVATIONS
-from jtok.plan import Target
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 

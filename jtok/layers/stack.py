@@ -1,13 +1,13 @@
-"""Runs a stack of blocks with reducers standing at its sites.
+"""Runs a stack of blocks with reducers placed at its sites.
 
-Blocks between two sites run under one `lax.scan` over their stacked parameters; a block whose inside a reducer looks
-at (or stands in) runs by itself.
+Blocks between two sites run under one `lax.scan` over their stacked parameters; a block whose attention a reducer reads
+(or inside which one is placed) runs by itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,14 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
-from jtok.plan import Memory, Plan, Reducer
-from jtok.signals import Signals
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
+from jtok.signals import Signals, made_by_attention
+from jtok.sites import Site
 from jtok.tokens import Tokens
-
-#: Signals that a block's attention gives.
-IN_BLOCK = ("class_attention", "attention_received", "queries", "keys", "values")
-#: Signals that exist only where the first token is a class token.
-NEEDS_CLASS = ("class_attention",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Run:
 
     plan: Plan
     tokens: Tokens
+    known: Sequence[Site]  # all sites of the model, or of the part of it that this pass runs
     key: Array | None = None
     train: bool = False
     memory: Memory = dataclasses.field(default_factory=dict)
@@ -48,10 +46,20 @@ class Run:
     signals: dict[str, Any] = dataclasses.field(default_factory=dict)
     given: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # signals that no layer makes
     hidden: list[Array] | None = None  # block outputs, if asked for
+    entry: Any = None  # what a language model's first layer read
 
-    def reduce(self, site: str) -> None:
-        """Applies the reducer standing at `site`, if any."""
-        reducer = self.plan.at(site)
+    slots: Collection[str] = ("inputs",)  # slots of the plan that the model honours, beside its sites
+
+    def __post_init__(self):
+        self.plan.check(self.known, self.slots)
+
+    def reduce(self, site: Site) -> None:
+        """Applies the reducer placed at `site`, if any.
+
+        Raises UserError where no layer has given a signal that it reads, or it leaves another number of tokens than its
+        `count` says.
+        """
+        reducer = self.plan.sites.get(site)
         if reducer is None:
             return
         known = {**self.given, **self.signals}
@@ -63,12 +71,23 @@ class Run:
             )
         s = Signals(**{name: known[name] for name in reducer.reads}, key=self.key, train=self.train)
         before, count = self.tokens, self.tokens.count
-        with jax.named_scope(site):
+        with jax.named_scope(str(site)):
             self.tokens, self.memory = reducer(before, s, self.memory)
             score = _patch_score(reducer, before, s, self.memory)
-            self.stages[site] = Stage(self.tokens.owner, self.tokens.position, score)
+            self.stages[str(site)] = Stage(self.tokens.owner, self.tokens.position, score)
         if self.tokens.count != count:
             self.signals = {}
+        if site.stage not in ("projector", "llm", "cross"):  # there, rows of several crops share the slots
+            self._check_count(reducer, site, before)
+
+    def _check_count(self, reducer: Reducer, site: Site, before: Tokens) -> None:
+        left, whole = self.tokens.count - before.special, before.patches
+        said = reducer.count(whole)
+        if left != said and not (self.train and left == whole):
+            raise UserError(
+                f"{type(reducer).__name__} at {site} leaves {left} of {whole} tokens, but its count() says {said}: "
+                "make them agree."
+            )
 
 
 def _patch_score(reducer: Reducer, tokens: Tokens, s: Signals, memory: Memory) -> Array | None:
@@ -79,24 +98,14 @@ def _patch_score(reducer: Reducer, tokens: Tokens, s: Signals, memory: Memory) -
     return jnp.where(tokens.owner >= 0, found, jnp.nan)
 
 
-def sites(depth: int, prefix: str = "tower") -> list[str]:
-    """Names of all sites of a stack, in the order in which they are reached."""
-    inner = [f"{prefix}.block.{i}.{where}" for i in range(depth) for where in ("input", "after_attention", "output")]
-    return [*inner, f"{prefix}.output"]
-
-
-def _wants(plan: Plan, depth: int, prefix: str) -> list[tuple[str, ...]]:
-    """For every block the signals that must be recorded in it."""
+def wanted(plan: Plan, depth: int, stage: str) -> list[tuple[str, ...]]:
+    """For every layer of a stage the signals that its attention must record."""
     wants: list[set[str]] = [set() for _ in range(depth)]
-    for i in range(depth):
-        for where, block in (("input", i - 1), ("after_attention", i), ("output", i)):
-            reducer = plan.at(f"{prefix}.block.{i}.{where}")
-            if reducer is not None and block >= 0:
-                wants[block].update(reducer.reads)
-    last = plan.at(f"{prefix}.output")
-    if last is not None and depth:
-        wants[-1].update(last.reads)
-    return [tuple(sorted(w.intersection(IN_BLOCK))) for w in wants]
+    for site, reducer in plan.sites.items():
+        last = depth - 1 if site.layer is None else site.layer - (site.where == "input")
+        if site.stage == stage and 0 <= last < depth:
+            wants[last].update(reducer.reads)
+    return [made_by_attention(reads) for reads in wants]
 
 
 def run_blocks(
@@ -115,8 +124,8 @@ def run_blocks(
     stack's first block, where `depth` counts the blocks of several stacks.
     """
     graphdef, stacked = nnx.split(blocks)
-    wants = _wants(run.plan, depth, prefix)
-    has, part = run.plan.at, range(depth) if part is None else part
+    wants = wanted(run.plan, depth, prefix)
+    part = range(depth) if part is None else part
     own = jax.tree.leaves(stacked)[0].shape[0]
 
     def block_at(i):
@@ -153,7 +162,7 @@ def run_blocks(
         layer = block_at(i)
         with jax.named_scope(f"{prefix}.block.{i}"):
             run.tokens, run.signals = first(run.tokens, layer)
-        run.reduce(f"{prefix}.block.{i}.after_attention")
+        run.reduce(Site(prefix, i, "after_attention"))
         with jax.named_scope(f"{prefix}.block.{i}"):
             run.tokens = second(run.tokens, layer)
         if run.hidden is not None:
@@ -161,27 +170,27 @@ def run_blocks(
 
     i = part.start
     while i < part.stop:
-        run.reduce(f"{prefix}.block.{i}.input")
-        stop = _segment_end(i, part.stop, wants, has, prefix)
+        run.reduce(Site(prefix, i, "input"))
+        stop = _segment_end(i, part.stop, wants, run.plan, prefix)
         if stop - i <= 1:
             single(i)
             stop = i + 1
         else:
             run.tokens, run.signals = scan(run.tokens, i, stop), {}
-        run.reduce(f"{prefix}.block.{stop - 1}.output")
+        run.reduce(Site(prefix, stop - 1, "output"))
         i = stop
-    if part.stop == depth:  # the mark of a reducer in this stack does not bias the attention of what comes behind
+    if part.stop == depth:  # the mark of a reducer in this stack does not bias the attention of what comes after it
         run.tokens = run.tokens.replace(proportional=False)
     return run
 
 
-def _segment_end(i: int, depth: int, wants: Sequence[tuple[str, ...]], has, prefix: str) -> int:
-    """End of the run of blocks from i that no reducer looks into; i itself if block i must run alone."""
+def _segment_end(i: int, depth: int, wants: Sequence[tuple[str, ...]], plan: Plan, stage: str) -> int:
+    """End of the run of blocks from i that no reducer reads or is placed in; i itself if block i must run alone."""
     j = i
-    while j < depth and not wants[j] and has(f"{prefix}.block.{j}.after_attention") is None:
-        if j > i and has(f"{prefix}.block.{j}.input") is not None:
+    while j < depth and not wants[j] and Site(stage, j, "after_attention") not in plan.sites:
+        if j > i and Site(stage, j, "input") in plan.sites:
             break
         j += 1
-        if has(f"{prefix}.block.{j - 1}.output") is not None:
+        if Site(stage, j - 1, "output") in plan.sites:
             break
     return j

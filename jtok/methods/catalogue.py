@@ -1,4 +1,4 @@
-"""Every method by name, and the plan that it makes for a model."""
+"""Every method by name, the plan that it makes for a model, and the facts that are read off that plan."""
 
 from __future__ import annotations
 
@@ -6,13 +6,25 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, get_args
 
 import jtok.methods
 from jtok.errors import UserError
-from jtok.plan import Plan, Positions, Target
+from jtok.plan import SLOTS, Plan, Positions
 from jtok.registry import METHODS, Method
+from jtok.target import Target
+
+#: Ways to say how many tokens are to be left; a method is asked in one of them.
+AMOUNTS = ("keep", "tokens", "rates", "r")
+
+#: What facts are read off for: a tower by itself, and one that a language model follows.
+TOWER = Target(depth=12, grid=(24, 24), width=64, heads=2, classes=10, language_width=64)
+LANGUAGE = dataclasses.replace(TOWER, layers=32)
+
+#: Stages that a tower by itself lacks.
+_BEYOND = {"projector", "llm", "cross", "cache", "decoding"}
 
 
 @cache
@@ -37,40 +49,148 @@ def find(name: str) -> Method:
     raise UserError(f"there is no method called '{name}'; {hint}")
 
 
-def make_plan(
-    name: str, target: Target, keep: float = 0.5, *, positions: Positions | None = None, **options: Any
-) -> Plan:
-    """The plan of a method for a target model. `keep` is the share of patches left after the last site, in (0, 1].
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a method does, read off the plans that it makes."""
 
+    reads: tuple[str, ...]  # signals
+    needs: tuple[str, ...]  # of a model: a class token, text ...
+    stages: tuple[str, ...]  # where it acts in a vision-language model
+    slots: tuple[str, ...]  # of `jtok.plan.SLOTS`
+    adaptive: bool  # how many tokens are left depends on the image
+    learned: bool  # it has parameters of its own
+    alone: bool  # it goes with a tower that no language model follows
+
+
+@cache
+def facts(name: str) -> Facts:
+    """The facts of a method, from its plans with default options."""
+    entry = find(name)
+    plan, tower = _plan_for(entry, LANGUAGE), _plan_for(entry, TOWER)
+    alone = tower is not None and not _BEYOND.intersection(tower.stages)
+    shown = tower if alone else plan
+    plan = plan or shown  # some need an option beside a language model
+    without = _plan_for(entry, dataclasses.replace(TOWER if alone else LANGUAGE, has_class=False, special=0))
+    needs = shown.needs if without is None else tuple(n for n in shown.needs if n in without.needs)
+    slots = tuple(slot for slot in SLOTS if getattr(plan, slot) is not None)
+    return Facts(shown.reads, needs, plan.stages, slots, shown.adaptive, bool(shown.params()), alone)
+
+
+def _plan_for(entry: Method, target: Target) -> Plan | None:
+    try:
+        return entry.plan(target)
+    except UserError:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """Makes the plan of a method, or of several joined by `+`, for a target."""
+
+    name: str
+    keep: float | None
+    positions: Positions | None
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, target: Target) -> Plan:
+        options = dict(self.options)
+        if isinstance(options.get("tokens"), int):
+            options["tokens"] = min(options["tokens"], target.patches)
+        return make_plan(self.name, target, self.keep, positions=self.positions, **options)
+
+
+def make_plan(
+    name: str, target: Target, keep: float | None = None, *, positions: Positions | None = None, **options: Any
+) -> Plan:
+    """The plan of a method for a target model, or of several: `visionzip+fastv` is both, one after the other.
+
+    keep: the share of patches left after the last site, in (0, 1] (default: the method's own, mostly 0.5). Instead of
+    it `tokens`, their number, is an option of every method, and `rates` and `r` are of those that work in stages.
     positions: what a language model takes for positions of what is left, in place of the method's own choice (see
-    `Plan`). Raises UserError for an unknown method or option, or a keep ratio outside (0, 1].
+    `Plan`). Of methods that are joined, each is asked the same of what reaches it; an option `fastv.layer` is for one
+    of them alone.
+
+    Raises UserError for an unknown method or option, a keep ratio outside (0, 1], more than one way of saying how many
+    tokens are to be left, and for methods that do not fit the model or each other.
     """
     if positions is not None and positions not in get_args(Positions):
         raise UserError(f"positions={positions} is not known; choose {', '.join(get_args(Positions))}.")
     if name == "none":
         return Plan()
-    entry = find(name)
-    if not 0 < keep <= 1:
-        raise UserError(f"the keep ratio is {keep}; it must be above 0 and at most 1.")
-    for option in options:
-        if option not in entry.options:
-            near = difflib.get_close_matches(option, entry.options, 2) or list(entry.options)
-            known = f"it takes {', '.join(near)}." if near else "it takes none."
-            raise UserError(f"{name} has no option '{option}'; {known}")
-    where = {"vlm-decoder": "in", "vlm-projector": "before"}.get(entry.family)
-    if where and not target.layers:
-        raise UserError(
-            f"{name} stands {where} a language model, and this tower has none behind it: load one that has."
+    names, plan = name.split("+"), Plan()
+    _check_options(names, options)
+    for part in names:
+        plan = plan + _make_one(
+            find(part), plan.after(target), keep, _options_of(part, names, options), len(names) == 1
         )
-    plan = dataclasses.replace(entry.plan(target, keep=keep, **options), name=name)
-    if not target.has_class and any("class_attention" in r.reads for r in plan.sites.values()):
+    recipe = _Recipe(name, keep, positions, tuple((key, _frozen(value)) for key, value in sorted(options.items())))
+    return dataclasses.replace(plan, positions=positions or plan.positions, target=target, make=recipe)
+
+
+def _make_one(entry: Method, target: Target, keep: float | None, options: Mapping[str, Any], alone: bool) -> Plan:
+    """One method's plan; `alone`: no other is joined to it."""
+    asked = {"keep": keep, **{name: options.get(name) for name in AMOUNTS[1:]}}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if len(asked) > 1:
+        both = " and ".join(f"{name}={value}" for name, value in asked.items())
+        raise UserError(f"{entry.name} is asked for {both}, which say the same thing: give one of them.")
+    if "keep" in asked and not 0 < keep <= 1:
+        raise UserError(f"the keep ratio is {keep}; it must be above 0 and at most 1.")
+    amount, rest = dict(asked), {name: value for name, value in options.items() if name not in AMOUNTS}
+    if "tokens" in asked and "tokens" not in entry.options:
+        amount = {"keep": _share(asked["tokens"], target)}
+    if asked and entry.default_keep is None and not entry.options.keys() & asked.keys():
+        if alone:
+            raise UserError(f"{entry.name} keeps no share of the tokens: leave {next(iter(asked))} away, or join it.")
+        amount = {}
+    if not target.layers and not facts(entry.name).alone:
+        where = "before" if "projector" in facts(entry.name).stages else "in"
+        raise UserError(f"{entry.name} is placed {where} a language model, and this tower has none: load one that has.")
+    plan = entry.plan(target, **amount, **rest)
+    if "class token" in plan.needs and not target.has_class:
         fits = ", ".join(_without_class(bool(target.layers)))
-        raise UserError(f"{name} reads class-token attention, but this tower has no class token; use {fits}.")
-    return plan if positions is None else dataclasses.replace(plan, positions=positions)
+        raise UserError(f"{entry.name} reads class-token attention, but this tower has no class token; use {fits}.")
+    default = entry.default_keep
+    said = ", ".join(f"{name} {value}" for name, value in asked.items()) or (f"keep {default}" if default else "")
+    return dataclasses.replace(plan, name=entry.name, asked=said)
+
+
+def _share(tokens: int, target: Target) -> float:
+    if not isinstance(tokens, int) or not 1 <= tokens <= target.patches:
+        raise UserError(f"{tokens} tokens are asked for; there are {target.patches} patches: ask for 1 to that many.")
+    return tokens / target.patches
+
+
+def _check_options(names: list[str], options: Mapping[str, Any]) -> None:
+    """Raises UserError for an option that none of the methods has."""
+    entries = [find(name) for name in names]
+    for option in options:
+        part, _, own = option.rpartition(".")
+        if part and part not in names:
+            raise UserError(f"the option '{option}' is for {part}, and the methods are {', '.join(names)}.")
+        known = {name for entry in entries if part in ("", entry.name) for name in entry.options} | {"tokens"}
+        if own not in known:
+            near = difflib.get_close_matches(own, known, 2) or sorted(known)
+            hint = f"it takes {', '.join(near)}." if near else "it takes none."
+            raise UserError(f"{part or '+'.join(names)} has no option '{own}'; {hint}")
+
+
+def _options_of(part: str, names: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for one of several methods: those that it knows, and those that name it."""
+    known = {*find(part).options, "tokens"}
+    shared = {name: value for name, value in options.items() if "." not in name and name in known}
+    mine = {name.rpartition(".")[2]: value for name, value in options.items() if name.startswith(f"{part}.")}
+    return {**shared, **mine}
+
+
+def _frozen(value: Any) -> Any:
+    """Lists and dicts as tuples, so that they can be hashed."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((name, _frozen(item)) for name, item in value.items()))
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _without_class(language: bool) -> list[str]:
-    """Methods that run on towers without a class token, those for vision-language models if `language`."""
-    entries = methods().values()
-    fits = [m for m in entries if m.any_tower or "class_attention" not in m.reads]
-    return [m.name for m in fits if m.family.startswith("vlm" if language else ("vit", "baseline", "vlm-encoder"))]
+    """Methods that run on towers without a class token; on those that a language model follows if `language`."""
+    found = {name: facts(name) for name in methods()}
+    return [name for name, f in found.items() if "class token" not in f.needs and (language or f.alone)]

@@ -4,46 +4,68 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from typing import Any
 
 from jtok.checkpoints.reducer_files import load_reducer
 from jtok.errors import UserError
-from jtok.methods.catalogue import find, make_plan
-from jtok.models.vlm.model import VLM, Recipe
-from jtok.models.vlm.network import VLMConfig
-from jtok.plan import Plan, Target
+from jtok.methods.catalogue import make_plan
+from jtok.models.vlm.model import VLM
+from jtok.plan import Plan
+
+
+class UntrainedWarning(UserWarning):
+    """A method has learned parameters, and they are random."""
 
 
 def reduce(
     model: VLM,
-    method: str,
+    method: str | Plan,
     *,
     tokens: int | None = None,
-    keep: float = 0.5,
+    keep: float | None = None,
     weights: str | os.PathLike | None = None,
     **options: Any,
 ) -> VLM:
-    """The model with a method standing in it; parameters are shared.
+    """The model with a method placed in it, after those that it has already; parameters are shared.
 
-    tokens: visual tokens of a crop that shall be left (else `keep`, their share). Where images may have any size, the
-    plan is made anew for the largest image or frame of a batch, and the tokens are counted of that one. weights: file
-    with the parameters of a learned method (see `load_reducer`), which else starts at random. Raises UserError for an
-    unknown method or option, for more tokens than there are, and for a file that does not fit.
+    method: a name, several joined by `+`, or a plan. tokens: visual tokens of a crop that shall be left (else `keep`,
+    their share). Where images may have any size, the plan is made again for the largest image or frame of a batch, and
+    the tokens are counted of that one. weights: file with the parameters of a learned method (see `load_reducer`),
+    which else starts at random, with a warning. Raises UserError for an unknown method or option, for more tokens than
+    there are, for methods that cannot be in one model, and for a file that does not fit.
     """
-    any_size = isinstance(model.config, VLMConfig) and model.config.any_size
-    target = model.config.target()
-    if tokens is not None and (tokens < 1 or tokens > target.patches and not any_size):
-        raise UserError(f"{tokens} tokens are asked for; the model has {target.patches}: ask for 1 to that many.")
-
-    def make(target: Target) -> Plan:
-        if tokens is None:
-            return model.config.fit(make_plan(method, target, keep, **options))
-        count = min(tokens, target.patches)
-        exact = {"tokens": count} if method != "none" and "tokens" in find(method).options else {}
-        return model.config.fit(make_plan(method, target, count / target.patches, **options, **exact))
-
-    plan = make(target)
+    target = model.plan.after(model.config.target())
+    if isinstance(method, Plan):
+        plan = method
+    else:
+        amount = {} if tokens is None else {"tokens": _counted(tokens, target.patches, model.config.any_size)}
+        made = make_plan(method, target, keep, **options, **amount)
+        plan = model.config.fit(_asking(made, tokens))
+    plan = model.plan + plan
     model.config.check(plan)
     if weights is not None:
-        plan = plan.with_params(load_reducer(weights, plan))
-    return dataclasses.replace(model, plan=plan, recipe=Recipe(plan, make) if any_size else None)
+        plan = plan.with_params(load_reducer(weights, plan), trained=True)
+    warn_if_untrained(plan)
+    return dataclasses.replace(model, plan=plan)
+
+
+def warn_if_untrained(plan: Plan) -> None:
+    """Says so where a plan has learned parameters that are random."""
+    if plan.untrained:
+        text = f"{plan.name} is a learned method and its parameters are random: train it, or load them (weights=)."
+        warnings.warn(UntrainedWarning(text), stacklevel=3)
+
+
+def _counted(tokens: int, patches: int, any_size: bool) -> int:
+    if tokens < 1 or tokens > patches and not any_size:
+        raise UserError(f"{tokens} tokens are asked for; the model has {patches}: ask for 1 to that many.")
+    return min(tokens, patches)
+
+
+def _asking(plan: Plan, tokens: int | None) -> Plan:
+    """The plan whose recipe asks for the whole number of tokens, which an image of another size may have."""
+    if tokens is None or plan.make is None:
+        return plan
+    options = tuple((name, tokens if name == "tokens" else value) for name, value in plan.make.options)
+    return dataclasses.replace(plan, make=dataclasses.replace(plan.make, options=options))

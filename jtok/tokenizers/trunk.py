@@ -9,6 +9,7 @@ from jtok.layers.block import Block
 from jtok.layers.stack import Run, run_blocks
 from jtok.models.towers.vit import ViTConfig
 from jtok.plan import Plan
+from jtok.sites import tower_sites
 from jtok.tokens import from_features
 
 
@@ -40,5 +41,5 @@ class Trunk(nnx.Module):
         self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None = None, plan: Plan | None = None
     ) -> Float[Array, "B N D"]:
         """valid: tokens that are seen by others (default: all). plan: reducers at `trunk.block.i.*`, if any."""
-        run = Run(plan or Plan(), from_features(x, (x.shape[1],), 0, valid))
+        run = Run(plan or Plan(), from_features(x, (x.shape[1],), 0, valid), tower_sites(self.depth, "trunk"), slots=())
         return run_blocks(self.blocks, self.depth, run, prefix="trunk", remat=self.remat).tokens.x

@@ -12,10 +12,10 @@ from flax import nnx
 
 from jtok.methods import catalogue
 from jtok.models.towers.vit import ViT, ViTConfig
-from jtok.plan import Reducer, Target
+from jtok.reducer import Compose, Reducer
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens, from_features
-from jtok.wrappers import Compose
 
 
 def _of(*families: str) -> list[str]:

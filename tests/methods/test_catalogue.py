@@ -11,7 +11,8 @@ from flax import nnx
 from jtok.errors import UserError
 from jtok.methods import catalogue
 from jtok.plan import Plan
-from jtok.wrappers import Compose, Windowed
+from jtok.reducer import Compose
+from jtok.wrappers import Windowed
 from tests.methods import catalogue as c
 
 KEEPS = (0.7, 0.35)

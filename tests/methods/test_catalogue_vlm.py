@@ -15,7 +15,7 @@ import pytest
 
 from jtok.errors import UserError
 from jtok.methods import catalogue
-from jtok.plan import Target
+from jtok.target import Target
 from tests.methods import catalogue as c
 
 pytestmark = pytest.mark.usefixtures("highest_precision")

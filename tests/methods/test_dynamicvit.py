@@ -11,7 +11,7 @@ from flax import nnx
 
 from jtok.methods import catalogue
 from jtok.methods.vit import dynamicvit
-from jtok.plan import Target
+from jtok.target import Target
 from tests.methods import catalogue as c
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from jtok.errors import UserError
 from jtok.methods.vlm.fopru import FoPru, FoPruRows, plan
-from jtok.plan import Target
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import from_features
 
 ROWS, COLUMNS = 4, 6

@@ -15,7 +15,8 @@ from jtok.errors import UserError
 from jtok.layers.stack import Run
 from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.prefill import prefill
-from jtok.plan import Plan, Reducer
+from jtok.plan import Plan
+from jtok.reducer import Reducer
 from tests.parity import language
 
 IMAGE, STARTS, LENGTH = 9, (2, 4), 15

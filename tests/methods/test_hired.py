@@ -12,7 +12,7 @@ from jtok.models.vlm.arrange import arrange
 from jtok.models.vlm.load_vlm import load_vlm
 from jtok.models.vlm.model import VLM
 from jtok.models.vlm.processing import pad_batch
-from jtok.plan import Target
+from jtok.target import Target
 from tests.models import language
 from tests.models.test_families import llava_next, next_prompt
 

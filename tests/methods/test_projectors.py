@@ -18,8 +18,9 @@ from jtok.methods.catalogue import make_plan
 from jtok.methods.projectors import m3, mqt
 from jtok.methods.vit import patchmerger
 from jtok.models.decoder.sequence import fold
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens, from_features
 
 pytestmark = pytest.mark.usefixtures("highest_precision")

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jtok.errors import UserError
 from jtok.methods.catalogue import make_plan
-from jtok.plan import Target
+from jtok.target import Target
 from tests.methods import catalogue as c
 
 

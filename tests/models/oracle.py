@@ -17,7 +17,8 @@ import numpy as np
 from jtok.models.vlm.arrange import Inputs
 from jtok.models.vlm.model import VLM
 from jtok.models.vlm.network import PrefillOutput
-from jtok.plan import Plan, Reducer
+from jtok.plan import Plan
+from jtok.reducer import Reducer
 
 #: Between these sites and the decoder tokens do not look at each other: what is hidden there could as well be dropped.
 BEHIND_TOWER = ("tower.output", "projector", "llm.input")

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from jtok.cache import drop
 from jtok.errors import UserError
-from jtok.models.decoder.cache_policy import CachePolicy, KeepAttended, drop
-from jtok.plan import Plan, Reducer
+from jtok.methods.baselines.keep_attended import KeepAttended
+from jtok.plan import Plan
+from jtok.reducer import Reducer
+from jtok.slots import CachePolicy
 from tests.models import language
 from tests.models.test_vlm import Keep, gentle
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from jtok.models.towers.load import load_vit
-from jtok.plan import Plan, Reducer
+from jtok.plan import Plan
+from jtok.reducer import Reducer
 from tests.models import hf_tiny
 from tests.models.towers import assert_close, run
 

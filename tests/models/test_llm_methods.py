@@ -9,7 +9,7 @@ from jtok.methods import catalogue
 from jtok.methods.reduce import reduce
 from jtok.models.vlm.arrange import arrange
 from jtok.models.vlm.processing import pad_batch
-from jtok.plan import Target
+from jtok.target import Target
 from tests.methods.catalogue import LANGUAGE
 from tests.models import language, oracle
 

@@ -12,11 +12,12 @@ import torch
 
 import jtok
 from jtok.errors import UserError
-from jtok.models.decoder.cache_policy import KeepAttended
+from jtok.methods.baselines.keep_attended import KeepAttended
 from jtok.models.decoder.cross import CrossCache
 from jtok.models.vlm.load_vlm import load_vlm, vlm_config
 from jtok.models.vlm.processing import pad_batch
-from jtok.plan import Plan, Reducer
+from jtok.plan import Plan
+from jtok.reducer import Reducer
 from tests.models import mllama
 from tests.models.oracle import gentle
 from tests.models.processing import checkpoints

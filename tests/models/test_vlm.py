@@ -11,7 +11,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from jtok.errors import UserError
 from jtok.methods.reduce import reduce
 from jtok.models.vlm.processing import Prompt
-from jtok.plan import Plan, Reducer
+from jtok.plan import Plan
+from jtok.reducer import Reducer
 from tests.models import language
 from tests.models.oracle import Watch, gentle
 

@@ -15,8 +15,10 @@ from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.prefill import prefill
 from jtok.models.decoder.sequence import Places, Text, assemble
 from jtok.models.decoder.sequence import TokenSequence as Prompt
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens, from_features
 from tests.parity import timm_weights
 

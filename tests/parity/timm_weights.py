@@ -12,7 +12,7 @@ from flax import nnx
 
 from jtok.layers.block import Block
 from jtok.models.towers.vit import ViT, ViTConfig
-from jtok.plan import Reducer
+from jtok.reducer import Reducer
 from jtok.signals import Signals
 from jtok.tokens import from_features
 

@@ -9,7 +9,8 @@ from PIL import Image
 from jtok.evaluation.figures.visual import _picture, draw_reading
 from jtok.models.vlm.families.qwen2_5_vl.processing import prepare
 from jtok.models.vlm.processing import ImageSettings
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
+from jtok.target import Target
 from jtok.viz.paint import VEIL
 
 SETTINGS = ImageSettings("llava", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255, 3, 28, side=56)

@@ -18,8 +18,8 @@ from jtok.evaluation.aot.topology import Slice, describe
 from jtok.evaluation.aot.tpu_program import Compiled, compile_program, placed
 from jtok.evaluation.bench.vlm import UNREDUCED, synthetic
 from jtok.methods.reduce import reduce
-from jtok.models.decoder.cache import Caches
-from jtok.models.decoder.generate import Sampling, State, decode_block
+from jtok.models.decoder.append import Caches
+from jtok.models.decoder.generate import Sampling, State, answering, decode_block
 from jtok.models.vlm.model import VLM
 from jtok.models.vlm.vlm_presets import PRESETS, make_vlm_config
 from jtok.sharding import leaf_name, row_parts, rows, shardings, spec
@@ -83,7 +83,7 @@ def _programs(
     state = State(caches, _like(reading.logits, part.mesh), done, keys)
 
     def token(params, state):
-        return decode_block(model._language, params, state, 1, 1, (), Sampling(), model.plan.at("decode"))
+        return decode_block(model._language, params, state, 1, 1, (), Sampling(), answering(model.plan))
 
     given = (params["language"], state)
     held = {"parameters": params["language"], "caches": caches}

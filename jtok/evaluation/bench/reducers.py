@@ -14,8 +14,9 @@ from jtok.evaluation.cost.latency import compare, measure
 from jtok.methods import catalogue
 from jtok.models.towers.presets import make_config
 from jtok.models.towers.vit import ViT
-from jtok.plan import Reducer, Target
+from jtok.reducer import Reducer
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens, from_features
 
 HEAD = 64  # features a head, as in ViT-S and ViT-L

@@ -17,12 +17,13 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
+from jtok.cache import Cache
 from jtok.errors import UserError
 from jtok.evaluation.cost.flops import FlopCount, count
 from jtok.evaluation.cost.latency import Comparison, compare
 from jtok.evaluation.cost.memory import parameters
 from jtok.methods.reduce import reduce
-from jtok.models.decoder.cache import Cache, Caches
+from jtok.models.decoder.append import Caches
 from jtok.models.decoder.generate import State
 from jtok.models.vlm.model import VLM, load
 from jtok.models.vlm.network import PrefillOutput, VLMConfig

@@ -21,7 +21,8 @@ from jtok.evaluation.sweeps.sweep import facts_of
 from jtok.evaluation.vqa.questions import answers_right
 from jtok.methods import catalogue
 from jtok.models.vlm.model import VLM
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
+from jtok.target import Target
 from jtok.training.tasks.classify import Classify, example_keys
 from jtok.viz.files import write_whole
 

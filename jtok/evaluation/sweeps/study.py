@@ -20,7 +20,8 @@ from jtok.evaluation.sweeps.pareto import write_csv, write_json
 from jtok.evaluation.sweeps.sweep import Cell, Record, held_out, run_cell, sweep
 from jtok.methods import catalogue
 from jtok.models.towers.load import load_params
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
+from jtok.target import Target
 from jtok.training.record import git_commit, make_workdir, versions
 from jtok.training.tasks.classify import Classify
 from jtok.training.weights import load_reducer

@@ -17,7 +17,8 @@ from jtok.evaluation.sweeps.sweep import Cell, Record
 from jtok.evaluation.vqa.questions import Questions, held_out_questions, run_cell
 from jtok.evaluation.vqa.scores import down_sample_filter
 from jtok.models.vlm.model import VLM, load
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
+from jtok.target import Target
 from jtok.training.weights import load_reducer
 
 #: The method that a question needs more than.

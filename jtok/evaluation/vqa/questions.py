@@ -23,7 +23,7 @@ from jtok.evaluation.cost.flops import count_jaxpr
 from jtok.evaluation.cost.latency import measure
 from jtok.evaluation.sweeps.sweep import Cell, Record, facts_of, percentiles, timed
 from jtok.methods import catalogue
-from jtok.models.decoder.cache import append
+from jtok.models.decoder.append import append
 from jtok.models.vlm.model import VLM
 from jtok.models.vlm.network import PrefillOutput, VLMConfig
 from jtok.plan import Plan

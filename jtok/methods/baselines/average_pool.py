@@ -7,9 +7,11 @@ import dataclasses
 import jax.numpy as jnp
 
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -38,7 +40,6 @@ class AveragePool(Reducer):
     family="baseline",
     training="none",
     assignment="hard",
-    reads=(),
     site="one block, before attention",
     idea="average neighbouring patches on a coarser grid",
     uses_position=True,

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.plan import Plan, at_blocks
 from jtok.pruner import Pruner
+from jtok.reducer import Memory
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -29,7 +31,6 @@ class Random(Pruner):
     family="baseline",
     training="none",
     assignment="none",
-    reads=(),
     site="three blocks, after attention",
     idea="keep patches drawn at random",
     uses_position=True,  # the draw goes by slot, not by content

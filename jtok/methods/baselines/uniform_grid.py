@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.plan import Plan, at_blocks
 from jtok.pruner import Pruner
+from jtok.reducer import Memory
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -48,7 +50,6 @@ class UniformGrid(Pruner):
     family="baseline",
     training="none",
     assignment="none",
-    reads=(),
     site="three blocks, after attention",
     idea="keep patches spread evenly over the image",
     uses_position=True,

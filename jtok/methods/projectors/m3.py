@@ -18,9 +18,12 @@ from jaxtyping import Array
 from jtok.errors import UserError
 from jtok.layers.projector import mlp_projector
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.slots import Training
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -81,7 +84,6 @@ def nested_scales(side: int) -> tuple[int, ...]:
     family="vlm-projector",
     training="required",
     assignment="hard",
-    reads=(),
     site="behind the projector",
     idea="nested sets of averaged patches, the count chosen at call",
     uses_position=True,
@@ -116,5 +118,8 @@ def plan(
     scale = budget.nearest_count("m3", scales, target.patches, keep, tokens)
     fresh = None if projector == "own" else mlp_projector(projector, target, rngs or nnx.Rngs(0))
     return Plan(
-        {"projector": Matryoshka(scale)}, projector=fresh, positions="renumber", variants=AllScales(tuple(scales))
+        {"projector": Matryoshka(scale)},
+        projector=fresh,
+        positions="renumber",
+        training=Training(variants=AllScales(tuple(scales))),
     )

@@ -21,9 +21,11 @@ from jtok.errors import UserError
 from jtok.layers.projector import mlp_projector
 from jtok.ops import budget
 from jtok.ops.cluster import adaptive_average_pool
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -62,7 +64,6 @@ class AdaptivePool(Reducer):
     family="vlm-projector",
     training="optional",
     assignment="hard",
-    reads=(),
     site="the projector, with pooling before or behind it",
     idea="an MLP for every patch, averaged on a coarser grid",
     uses_position=True,

@@ -23,8 +23,10 @@ from jtok.checkpoints.names import Rule
 from jtok.errors import UserError
 from jtok.layers.query_attention import QueryAttention
 from jtok.layers.resize import resize_grid, sine_grid
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
 from jtok.registry import Claim, method
+from jtok.slots import Training
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -117,7 +119,6 @@ class AllQueries:
     family="vlm-projector",
     training="required",
     assignment="soft",
-    reads=(),
     site="the projector",
     idea="the first m learned queries, m chosen at call",
     uses_position=True,
@@ -154,4 +155,4 @@ def plan(
         raise UserError(f"mqt is trained in two stages, and {stage} is none of them: ask for 1 or 2.")
     module = QueryTransformer(target.width, target.language_width, queries, heads, rngs or nnx.Rngs(0))
     variants = AllQueries(queries) if stage == 1 else DrawnCount(queries)
-    return Plan(projector=module, projector_count=count, positions="renumber", variants=variants)
+    return Plan(projector=module, projector_count=count, positions="renumber", training=Training(variants=variants))

@@ -21,8 +21,9 @@ from jtok.checkpoints.names import Rule
 from jtok.errors import UserError
 from jtok.layers.query_attention import QueryAttention
 from jtok.ops import budget
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
 from jtok.registry import Claim, method
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 #: Outputs of CLIP ViT-L/14's first 23 blocks that are read, 0 being the embedding.
@@ -92,7 +93,6 @@ class TokenPacker(nnx.Module):
     family="vlm-projector",
     training="required",
     assignment="hard",
-    reads=(),
     site="the projector",
     idea="coarse queries read their window from several layers",
     uses_position=True,

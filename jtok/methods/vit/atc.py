@@ -14,9 +14,11 @@ from typing import Literal
 import jax.numpy as jnp
 
 from jtok.ops import budget, cluster
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -54,7 +56,6 @@ class ATC(Reducer):
     family="vit-merge",
     training="none",
     assignment="hard",
-    reads=("keys",),
     site="three blocks or every block, after attention",
     idea="merge the nearest groups, one pair at a time",
 )

@@ -20,9 +20,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 Variant = Literal["simple", "official"]
@@ -90,6 +92,7 @@ class ATS(Reducer):
 
     samples: int
     variant: Variant = "simple"
+    adaptive = True
     reads = ("class_attention", "values")
 
     def count(self, patches: int) -> int:
@@ -122,7 +125,6 @@ class ATS(Reducer):
     family="vit-prune",
     training="optional",
     assignment="none",
-    reads=("class_attention", "values"),
     site="three blocks (official code: 3 to 11 of 12), after attention",
     idea="sample tokens by class attention, as many as needed",
     uses_position=True,  # "simple" accumulates the scores in spatial order

@@ -16,9 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from jtok import kernels
 from jtok.ops import budget, cluster
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -82,7 +84,6 @@ class DPCKNN(nnx.Module, Reducer):
     family="vit-merge",
     training="optional",
     assignment="hard",
-    reads=(),
     site="three blocks, before attention",
     idea="group tokens around dense, far-apart ones",
     claims=(

@@ -19,9 +19,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.slots import Training
+from jtok.target import Target
 from jtok.tokens import Tokens, rename
 
 
@@ -121,7 +124,6 @@ class Losses:
     family="vit-prune",
     training="required",
     assignment="none",
-    reads=(),
     site="three blocks, at the input",
     idea="a trained predictor says which patches to keep",
     claims=(
@@ -149,4 +151,4 @@ def plan(
     rates = tuple(rates) if rates else tuple(keep ** ((i + 1) / len(blocks)) for i in range(len(blocks)))
     reducers = [DynamicViT(target.width, k, i, rngs) for i, k in enumerate(counts)]
     losses = Losses(rates, ratio_weight, logits_weight, tokens_weight)
-    return Plan(at_blocks(blocks, "input", reducers), objective=losses, needs_teacher=True)
+    return Plan(at_blocks(blocks, "input", reducers), training=Training(losses, needs_teacher=True))

@@ -15,10 +15,12 @@ from typing import Literal
 from jaxtyping import Array, Float
 
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.plan import Plan, at_blocks
 from jtok.pruner import Pruner
+from jtok.reducer import Memory
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -54,7 +56,6 @@ class EViT(Pruner):
     family="vit-prune",
     training="optional",
     assignment="hard",
-    reads=("class_attention",),
     site="three blocks, after attention",
     idea="keep the attended patches, fuse the rest into one",
     claims=(

@@ -17,9 +17,11 @@ from jaxtyping import Array, Bool, Float
 
 from jtok.errors import UserError
 from jtok.ops import budget, cluster
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 Normalize = Literal["l2", "l1"]
@@ -110,7 +112,6 @@ def reconstruct(
     family="vit-merge",
     training="none",
     assignment="soft",
-    reads=(),
     site="after one block, and at the tower's output",
     idea="cluster the grid, rebuild it at the end",
     uses_position=True,

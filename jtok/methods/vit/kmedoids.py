@@ -14,9 +14,11 @@ from collections.abc import Sequence
 import jax
 
 from jtok.ops import budget, cluster, select
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -72,7 +74,6 @@ class KMedoids(Reducer):
     family="vit-merge",
     training="optional",
     assignment="hard",
-    reads=("attention_received",),
     site="three blocks, before attention",
     idea="keep the medoid of each group",
 )

@@ -14,9 +14,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -53,7 +55,6 @@ class PatchMerger(nnx.Module, Reducer):
     family="vit-learned",
     training="required",
     assignment="soft",
-    reads=(),
     site="three blocks, at the input",
     idea="a few learned queries read the patches",
 )

@@ -16,9 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -82,7 +84,6 @@ class Sinkhorn(nnx.Module, Reducer):
     family="vit-learned",
     training="required",
     assignment="soft",
-    reads=(),
     site="three blocks, at the input",
     idea="share patches out to learned vectors by optimal transport",
 )

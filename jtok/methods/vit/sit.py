@@ -19,9 +19,12 @@ from jaxtyping import Array, Float
 
 from jtok.errors import UserError
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.slots import Training
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -118,7 +121,6 @@ class Losses:
     family="vit-learned",
     training="required",
     assignment="soft",
-    reads=(),
     site="three blocks, at the input",
     idea="slim patches into learned mixtures that a teacher recalibrates",
     claims=(
@@ -154,4 +156,4 @@ def plan(
     layers = [end - start for start, end in zip(blocks, (*blocks[1:], target.depth + 1), strict=True)]
     reducers = [SiT(target, k, n, 0.5, reverse_ratio, rngs) for k, n in zip(counts, layers, strict=True)]
     losses = Losses(blocks, patches_weight, logits_weight, temperature)
-    return Plan(at_blocks(blocks, "input", reducers), objective=losses, needs_teacher=True)
+    return Plan(at_blocks(blocks, "input", reducers), training=Training(losses, needs_teacher=True))

@@ -20,9 +20,12 @@ from jaxtyping import Array, Float
 
 from jtok.errors import UserError
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.slots import Training
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -148,7 +151,6 @@ def losses(plan: Plan, output: Any, teacher: Any, batch: Mapping[str, Array]) ->
     family="vit-prune",
     training="required",
     assignment="none",
-    reads=(),
     site="every block but the last two, at the output; fusion before the last",
     idea="drop what auxiliary classifiers look at least, layer by layer",
     claims=(
@@ -187,4 +189,4 @@ def plan(
     sites = at_blocks(chosen, "output", reducers)
     if fusion and chosen:
         sites |= at_blocks([target.depth - 1], "input", [LastLayerFusion(total)])
-    return Plan(sites, objective=losses if chosen else None)
+    return Plan(sites, training=Training(losses if chosen else None))

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jtok.ops import budget, cluster, select
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 Variant = Literal["weighted-kmeans", "kmeans", "weighted-kmedoids", "kmedoids"]
@@ -59,7 +61,6 @@ class TokenPooling(Reducer):
     family="vit-merge",
     training="optional",
     assignment="hard",
-    reads=("attention_received",),
     site="three blocks, before attention",
     idea="replace tokens by weighted k-means centres",
 )

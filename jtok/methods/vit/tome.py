@@ -16,9 +16,11 @@ import jax.numpy as jnp
 
 from jtok.errors import UserError
 from jtok.ops import budget, merge
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -68,7 +70,6 @@ class ToMe(Reducer):
     family="vit-merge",
     training="none",
     assignment="hard",
-    reads=("keys",),
     site="every block, after attention",
     idea="merge the most similar pairs, bipartite, in every block",
     uses_position=True,  # even and odd places play different parts

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from jaxtyping import Array, Float
 
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Target, at_blocks
+from jtok.plan import Plan, at_blocks
 from jtok.pruner import Pruner
+from jtok.reducer import Memory
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -36,7 +38,6 @@ class TopK(Pruner):
     family="vit-prune",
     training="optional",
     assignment="none",
-    reads=("class_attention",),
     site="three blocks, after attention",
     idea="keep what the class token attends to",
     claims=(

@@ -18,9 +18,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok import kernels
 from jtok.errors import UserError
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -98,7 +100,6 @@ def _least_similar(
     family="vlm-decoder",
     training="none",
     assignment="none",
-    reads=Dart.reads,
     site="before the third layer of the language model",
     idea="keep pivots and what duplicates them least",
     uses_position=True,  # pivots take turns in the order of the prompt

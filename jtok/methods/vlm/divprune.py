@@ -15,9 +15,11 @@ from jaxtyping import Array, Int
 
 from jtok import kernels
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -57,7 +59,6 @@ class DivPrune(Reducer):
     family="vlm-encoder",
     training="none",
     assignment="none",
-    reads=(),
     site="before the language model",
     idea="keep tokens that are far from each other",
 )

@@ -11,10 +11,12 @@ from __future__ import annotations
 from jaxtyping import Array, Float
 
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Target
+from jtok.plan import Plan
 from jtok.pruner import Pruner
+from jtok.reducer import Memory
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -34,7 +36,6 @@ class FasterVLM(Pruner):
     family="vlm-encoder",
     training="none",
     assignment="none",
-    reads=("class_attention",),
     site="tower output",
     idea="keep what the class token attends to last",
     claims=(Claim("LLaVA-1.5-7B", "5 % of the visual tokens", 90.0, metric="share of the full model's score (%)"),),

@@ -17,10 +17,12 @@ from jaxtyping import Array, Float
 
 from jtok.errors import UserError
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Target
+from jtok.plan import Plan
 from jtok.pruner import SharePruner
+from jtok.reducer import Memory
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens, rename
 
 
@@ -73,7 +75,6 @@ class Hide(SharePruner):
     family="vlm-decoder",
     training="none",
     assignment="none",
-    reads=("last_token_attention",),
     site="before the third layer of the language model",
     idea="keep what the prompt's last token looks at",
     claims=(

@@ -17,10 +17,12 @@ from jaxtyping import Array, Bool, Float
 
 from jtok.errors import UserError
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
 from jtok.pruner import Pruner
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 Query = Literal["all", "class"]
@@ -99,7 +101,6 @@ class FoPruRows(Reducer):
     family="vlm-encoder",
     training="none",
     assignment="none",
-    reads=("attention_received",),
     site="tower output",
     idea="keep patches or whole rows that all attend to",
 )

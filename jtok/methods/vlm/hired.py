@@ -24,10 +24,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
 from jtok.pruner import Pruner
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 EARLY, LATE = "hired.early", "hired.late"  # class attention in the tokens' carry, [B,N] float32
@@ -38,6 +40,7 @@ class Observer(Reducer):
     """Writes the class token's attention, summed over heads, into the tokens' carry under `name`."""
 
     name: str
+    observes = True
     reads = ("class_attention",)
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
@@ -132,7 +135,6 @@ def rank(score: Float[Array, "B S N"]) -> Int[Array, "B S N"]:
     family="vlm-encoder",
     training="none",
     assignment="none",
-    reads=("class_attention",),
     site="projector, scores from the first and last layer",
     idea="early attention splits the budget over crops, late spends it",
     claims=(

@@ -15,10 +15,12 @@ from jaxtyping import Array, Float
 
 from jtok.errors import UserError
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Target
+from jtok.plan import Plan
 from jtok.pruner import SharePruner
+from jtok.reducer import Memory
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 LAYERS, PUBLISHED_DEPTH = (8, 16, 24), 32
@@ -45,7 +47,6 @@ class PyramidDrop(SharePruner):
     family="vlm-decoder",
     training="optional",
     assignment="none",
-    reads=("next_last_token_attention",),
     site="before three layers of the language model",
     idea="drop by the next layer's last-token attention, in stages",
     claims=(Claim("LLaVA-NeXT-7B", "8/16/24, 50/25/12.5 %, same accuracy", 55.0, metric="inference FLOPs saved (%)"),),

@@ -20,9 +20,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
 from jtok.ops import budget, cluster, select
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 #: Behind which layers it stands, and tokens kept there for a budget (576 tokens, average over 32 layers), by version.
@@ -218,7 +220,6 @@ def within(tokens: int, patches: int, sites: Sequence[int], depth: int, version:
     family="vlm-decoder",
     training="none",
     assignment="hard",
-    reads=("text_features", "text_valid", "text_attention"),
     site="before three layers of the language model; chooses raters at its input",
     idea="text that sees the image rates it; dropped tokens cluster",
     claims=(

@@ -25,9 +25,11 @@ from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 Outliers = Literal["none", "image", "batch"]
@@ -113,7 +115,6 @@ class TRIM(Reducer):
     family="vlm-encoder",
     training="optional",
     assignment="hard",
-    reads=("text_embedding",),
     site="tower output",
     idea="keep what CLIP relates to the question, average the rest",
 )

@@ -22,9 +22,11 @@ from jaxtyping import Array, Float, Int
 from jtok import kernels
 from jtok.errors import UserError
 from jtok.ops import budget, select
-from jtok.plan import Memory, Plan, Reducer, Target
+from jtok.plan import Plan
+from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -93,11 +95,9 @@ class VisionZip(Reducer):
     family="vlm-encoder",
     training="none",
     assignment="hard",
-    reads=("class_attention", "keys"),
     site="tower output",
     idea="keep attended patches, merge the rest around strided targets",
     uses_position=True,  # targets are evenly spaced in the order of the patches
-    any_tower=True,
     claims=(Claim("LLaVA-NeXT", "prefill", 8.0, metric="speed-up (times)"),),
 )
 def plan(target: Target, keep: float = 0.5, tokens: int | None = None, contextual: int | None = None) -> Plan:

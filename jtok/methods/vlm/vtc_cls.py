@@ -13,10 +13,12 @@ from jaxtyping import Array, Float
 
 from jtok.errors import UserError
 from jtok.ops import budget
-from jtok.plan import Memory, Plan, Reducer, Target, at_blocks
+from jtok.plan import Plan, at_blocks
 from jtok.pruner import Pruner
+from jtok.reducer import Memory, Reducer
 from jtok.registry import method
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 NAME = "vtc-cls"  # of the sum in the plan's memory, [B,N] float32
@@ -26,6 +28,7 @@ NAME = "vtc-cls"  # of the sum in the plan's memory, [B,N] float32
 class Observer(Reducer):
     """Adds a layer's class attention to the sum and leaves the tokens as they are."""
 
+    observes = True
     reads = ("class_attention",)
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
@@ -48,7 +51,6 @@ class VTCCLS(Pruner):
     family="vlm-encoder",
     training="none",
     assignment="none",
-    reads=("class_attention",),
     site="tower output, scores from its last third",
     idea="add up the class token's attention over late layers",
 )

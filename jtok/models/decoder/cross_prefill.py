@@ -16,18 +16,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jtok import kernels
+from jtok.cache import new_cache
 from jtok.errors import UserError
-from jtok.layers.stack import Run
+from jtok.layers.stack import Run, wanted
 from jtok.layers.tagged import tagged_attention
-from jtok.models.decoder.cache import new_cache
 from jtok.models.decoder.cross import CrossCache, CrossDecoder, CrossLayer
 from jtok.models.decoder.decoder import Layer, Stack
 from jtok.models.decoder.sequence import Text
-from jtok.plan import Plan, Reducer
+from jtok.plan import Plan
+from jtok.reducer import Compose, Reducer
+from jtok.sites import LLM_INPUT, Site
 from jtok.tokens import Tokens
-from jtok.wrappers import Compose
-
-_IN_LAYER = {"keys", "values", "attention_received", "last_token_attention", "text_attention"}
 
 
 @jax.tree_util.register_dataclass
@@ -50,17 +49,13 @@ class View:
         return self.seen.any(-1)
 
 
-def cross_sites(count: int) -> list[str]:
-    """Sites of a decoder with `count` cross-attention layers: before each of them."""
-    return [f"cross.{i}" for i in range(count)]
-
-
 def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_new_tokens: int) -> tuple[Text, tuple]:
     """(the text behind the last layer, the caches in the order of the layers). Changes `run`.
 
     `run.tokens` are the visual tokens of each row, None without an image.
     """
     stack, caches, at = Stack(decoder), [], 0
+    wants = wanted(run.plan, len(decoder.config.cross), "cross")
     for k, depth in enumerate(decoder.config.cross):
         if depth > at:
             text, cache = _own_layers(decoder, stack, text, at, depth, max_new_tokens)
@@ -68,12 +63,11 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_n
             at = depth
         if run.tokens is not None:
             layer = decoder.cross.layer(k)
-            run.signals |= _at_site(decoder, layer, text, view, run, run.plan.at(f"cross.{k}"))
-            run.reduce(f"cross.{k}")
-            following = run.plan.at(f"cross.{k + 1}")
-            wants = _IN_LAYER.intersection(following.reads if following is not None else ())
+            site = Site("cross", k, "input")
+            run.signals |= _at_site(decoder, layer, text, view, run, run.plan.sites.get(site))
+            run.reduce(site)
             with jax.named_scope(f"cross.{k}"):
-                text, cache, run.signals = _cross(layer, text, view, run.tokens, wants)
+                text, cache, run.signals = _cross(layer, text, view, run.tokens, wants[k])
             caches.append(cache)
     if at < decoder.config.depth:
         text, cache = _own_layers(decoder, stack, text, at, decoder.config.depth, max_new_tokens)
@@ -116,7 +110,7 @@ def _cross(layer: CrossLayer, text: Text, view: View, tokens: Tokens, wants: Col
     now = tokens.mask() & jnp.take_along_axis(view.last, segment, 1)
     cache = CrossCache(k, v, now, view.last.any(-1), bias)
     text = dataclasses.replace(text, x=layer.finish(text.x, y, view.open))
-    return text, cache, {name: signals[name] for name in wants}
+    return text, cache, {name: signals[name] for name in wants if name in signals}
 
 
 def _attend(q: Array, view: View, k: Array, v: Array, valid: Array, bias: Array | None, tiles: Array, **how: Any):
@@ -142,7 +136,7 @@ def _with_filling(layer: CrossLayer, view: View, own: tuple) -> tuple:
 
 def _rows(text: Text, wants: Collection[str]) -> Array | None:
     """The last id, then the question's: rows of attention that a reducer wants to see."""
-    if not wants & {"last_token_attention", "text_attention"}:
+    if not {"last_token_attention", "text_attention"}.intersection(wants):
         return None
     last = jnp.maximum(text.valid.sum(1, keepdims=True, dtype=jnp.int32) - 1, 0)
     return jnp.concatenate([last, text.question], 1) if "text_attention" in wants else last
@@ -171,15 +165,15 @@ def fit(plan: Plan, layers: Sequence[int]) -> Plan:
     `llm.input` becomes `cross.0`. A reducer before layer K sees what attention did in layer K - 1: here in the first
     cross-attention layer from there on, so that it stands before the next one. Raises UserError where there is none.
     """
-    sites: dict[str, Reducer] = {}
+    sites: dict[Site, Reducer] = {}
     for site, reducer in plan.sites.items():
-        if site == "llm.input":
-            site = "cross.0"
-        elif site.startswith("llm.layer."):
-            number = int(site.split(".")[2])
+        if site == LLM_INPUT:
+            site = Site("cross", 0, "input")
+        elif site.stage == "llm":
+            number = site.layer + (site.where != "input")
             before = [i for i, layer in enumerate(layers) if layer >= number - 1]
             if len(before) < 2:
                 raise UserError(f"the decoder reads images in layers {list(layers)}, and {site} is too late for them.")
-            site = f"cross.{before[1]}"
+            site = Site("cross", before[1], "input")
         sites[site] = Compose(sites[site], reducer) if site in sites else reducer
     return dataclasses.replace(plan, sites=sites)

@@ -100,9 +100,16 @@ class Layer(nnx.Module):
         q, k, v = jnp.split(self.qkv(self.norm1(x)), (h, h + hk), 2)
         return rotate(q, rope), rotate(k, rope), v
 
+    def attended(self, x: Float[Array, "B N D"], y: Float[Array, "B N H Dh"]) -> Float[Array, "B N D"]:
+        """The residual after attention, given its output `y` for the rows of `x`."""
+        return x + self.out(y)
+
     def finish(self, x: Float[Array, "B N D"], y: Float[Array, "B N H Dh"]) -> Float[Array, "B N D"]:
         """The rest of the layer, given the attention's output `y` for the rows of `x`."""
-        x = x + self.out(y)
+        return self.feed_forward(self.attended(x, y))
+
+    def feed_forward(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """The MLP half."""
         gate_value = self.up(self.norm2(x))
         return x + self.down(ACTIVATIONS[self.config.act](gate_value[:, :, 0]) * gate_value[:, :, 1])
 

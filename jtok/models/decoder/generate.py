@@ -18,11 +18,22 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jtok.cache import Cache
 from jtok.errors import UserError
-from jtok.models.decoder.cache import Cache, Caches, append, free_slots
-from jtok.models.decoder.cache_policy import CachePolicy
+from jtok.models.decoder.append import Caches, append, free_slots
 from jtok.models.decoder.decoder import Decoder
 from jtok.models.decoder.sampling import Sampling, sample
+from jtok.plan import Plan
+from jtok.slots import AttentionRule, CachePolicy, CacheStep
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """What a decoder has read, and the logits of what comes next."""
+
+    caches: Caches
+    logits: Float[Array, "B V"]  # float32
 
 
 @jax.tree_util.register_dataclass
@@ -34,11 +45,15 @@ class State:
     logits: Float[Array, "B V"]  # float32
     done: Bool[Array, " B"]  # the row has given a stop token
     keys: Array  # [B], one PRNG key a row
+    second: Stream | None = None  # of a decoding rule that contrasts two streams
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graphdef", "block", "stops", "sampling", "policy"), donate_argnames="state"
-)
+def answering(plan: Plan) -> Plan:
+    """What of a plan acts while an answer is written."""
+    return Plan(attention=plan.attention, cache=plan.cache, decoding=plan.decoding)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "block", "stops", "sampling"), donate_argnames="state")
 def decode_block(
     graphdef: Any,
     params: Any,
@@ -47,12 +62,12 @@ def decode_block(
     block: int,
     stops: tuple[int, ...],
     sampling: Sampling,
-    policy: CachePolicy | None = None,
+    plan: Plan = Plan(),  # noqa: B008  (frozen)
 ) -> tuple[Int[Array, "B block"], State]:
     """Up to `steps` (at most `block`) tokens for every row; ends early when all rows are done. -1 = nothing.
 
-    graphdef, params: of the `Decoder`. The caches must have `steps` free slots. policy: changes the caches
-    behind the block, in rows that were not done before it.
+    graphdef, params: of the `Decoder`. The caches must have `steps` free slots. plan: its attention and decoding rules
+    hold, and its cache policy changes the caches after the block, in rows that were not done before it.
     """
     decoder: Decoder = nnx.merge(graphdef, nnx.State(params))
     stop_ids = jnp.asarray(stops or (-1,), jnp.int32)
@@ -64,35 +79,71 @@ def decode_block(
     def step(carry):
         i, out, state = carry
         keys = jax.vmap(lambda key: jax.random.split(key, 2))(state.keys)
-        token = sample(state.logits, keys[:, 0], sampling)
+        token = sample(_next_logits(plan, state), keys[:, 0], sampling)
         out = lax.dynamic_update_slice(out, jnp.where(state.done, -1, token)[:, None], (0, i))
-        x, caches = append(decoder, state.caches, decoder.embed(token[:, None]), ~state.done[:, None])
+        x, valid = decoder.embed(token[:, None]), ~state.done[:, None]
         done = state.done | jnp.any(token[:, None] == stop_ids, 1)
-        return i + 1, out, State(caches, decoder.logits(x)[:, 0], done, keys[:, 1])
+        after = _append(decoder, Stream(state.caches, state.logits), x, valid, plan.attention)
+        second = None if state.second is None else _append(decoder, state.second, x, valid, plan.attention)
+        return i + 1, out, State(after.caches, after.logits, done, keys[:, 1], second)
 
     out = jnp.full((state.logits.shape[0], block), -1, jnp.int32)
     _, out, after = lax.while_loop(going, step, (jnp.asarray(0, jnp.int32), out, state))
-    if policy is None:
+    if plan.cache is None:
         return out, after
-    caches = tuple(_changed(policy, cache, ~state.done) for cache in after.caches)
-    return out, dataclasses.replace(after, caches=caches)
+    return out, _kept(plan.cache, after, ~state.done, decoder.config.depth)
 
 
-def _changed(policy: CachePolicy, cache: Cache, active: Bool[Array, " B"]) -> Cache:
-    """The cache after a policy has seen it; rows that are not active keep the slots that they had."""
-    new = policy(cache, first=False)
-    return dataclasses.replace(new, valid=cache.valid & (new.valid | ~active[:, None]))
+def _next_logits(plan: Plan, state: State) -> Float[Array, "B V"]:
+    if plan.decoding is None:
+        return state.logits
+    return plan.decoding(state.logits, None if state.second is None else state.second.logits)
+
+
+def _append(decoder: Decoder, stream: Stream, x: Array, valid: Array, rule: AttentionRule | None) -> Stream:
+    """A stream after one more token a row, embedded."""
+    x, caches = append(decoder, stream.caches, x, valid, rule)
+    return Stream(caches, decoder.logits(x)[:, 0])
+
+
+def _kept(policy: CachePolicy, state: State, active: Bool[Array, " B"], depth: int) -> State:
+    """The state after a policy has seen its caches; rows that are not active keep the slots that they had."""
+
+    def changed(caches: Caches) -> Caches:
+        layer, new = 0, []
+        for cache in caches:
+            after: Cache = policy(cache, CacheStep(False, layer, depth))
+            new.append(dataclasses.replace(after, valid=cache.valid & (after.valid | ~active[:, None])))
+            layer += cache.layers
+        return tuple(new)
+
+    second = state.second
+    second = None if second is None else dataclasses.replace(second, caches=changed(second.caches))
+    return dataclasses.replace(state, caches=changed(state.caches), second=second)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
-def read_text(graphdef: Any, params: Any, state: State, ids: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> State:
+def read_text(
+    graphdef: Any,
+    params: Any,
+    state: State,
+    ids: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    plan: Plan = Plan(),  # noqa: B008  (frozen)
+) -> State:
     """The conversation with more text: a second question over what was read (and reduced). Padding follows the text."""
     decoder: Decoder = nnx.merge(graphdef, nnx.State(params))
-    x, caches = append(decoder, state.caches, decoder.embed(ids), valid)
-    last = jnp.maximum(valid.sum(1, dtype=jnp.int32) - 1, 0)
-    new = decoder.logits(jnp.take_along_axis(x, last[:, None, None], 1))[:, 0]
-    logits = jnp.where(valid.any(1, keepdims=True), new, state.logits)
-    return State(caches, logits, state.done & ~valid.any(1), state.keys)
+    embedded = decoder.embed(ids)
+
+    def read(stream: Stream) -> Stream:
+        x, caches = append(decoder, stream.caches, embedded, valid, plan.attention)
+        last = jnp.maximum(valid.sum(1, dtype=jnp.int32) - 1, 0)
+        new = decoder.logits(jnp.take_along_axis(x, last[:, None, None], 1))[:, 0]
+        return Stream(caches, jnp.where(valid.any(1, keepdims=True), new, stream.logits))
+
+    after = read(Stream(state.caches, state.logits))
+    second = None if state.second is None else read(state.second)
+    return State(after.caches, after.logits, state.done & ~valid.any(1), state.keys, second)
 
 
 def stream(
@@ -104,7 +155,7 @@ def stream(
     stops: tuple[int, ...] = (),
     sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
     block: int = 8,
-    policy: CachePolicy | None = None,
+    plan: Plan = Plan(),  # noqa: B008  (frozen)
 ) -> Iterator[tuple[np.ndarray, State]]:
     """Yields (ids [B, up to `block`], state so far) until `tokens` are given or all rows are done; -1 = nothing.
 
@@ -115,6 +166,6 @@ def stream(
         raise UserError(f"{tokens} tokens are asked for, the cache has {free} free slots: raise max_new_tokens.")
     while tokens > 0 and not bool(np.all(state.done)):
         steps = min(block, tokens)
-        out, state = decode_block(graphdef, params, state, steps, block, stops, sampling, policy)
+        out, state = decode_block(graphdef, params, state, steps, block, stops, sampling, plan)
         tokens -= steps
         yield np.asarray(out)[:, :steps], state

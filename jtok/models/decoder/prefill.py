@@ -1,11 +1,13 @@
 """Reads a sequence: runs a decoder's layers with reducers between them, and keeps what decoding needs.
 
-Layers between two sites run under one `lax.scan`; the layer before a site runs alone if the reducer there reads its
-attention. Every run of layers between sites gets a cache of its own, as long as the sequence was there.
+Layers between two cuts run under one `lax.scan`; a layer runs alone if a reducer after it reads its attention, or is
+placed between its attention and its MLP. Every run of layers between cuts gets a cache of its own, as long as the
+sequence was where the run began.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 
 import jax
@@ -13,164 +15,159 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jtok import kernels
-from jtok.layers.rotary import rotate
-from jtok.layers.stack import Run
-from jtok.models.decoder.cache import Cache, Caches, new_cache, received, with_free_slots
+from jtok.cache import Cache, new_cache, with_free_slots
+from jtok.layers.stack import Run, wanted
+from jtok.models.decoder.append import Caches, received
 from jtok.models.decoder.decoder import Decoder, Layer, Stack
 from jtok.models.decoder.sequence import Positions, TokenSequence
-from jtok.plan import Reducer
-
-#: Signals that are recorded in the layer before a site.
-_IN_LAYER = {
-    "keys",
-    "queries",
-    "values",
-    "attention_received",
-    "last_token_attention",
-    "text_attention",
-    "text_keys",
-}
-
-
-def llm_sites(depth: int) -> list[str]:
-    """Sites of a language model: before its layers. `llm.layer.K.input` stands behind layer K - 1."""
-    return ["llm.input", *(f"llm.layer.{i}.input" for i in range(1, depth))]
+from jtok.models.decoder.site_signals import attention_signals, site_signals
+from jtok.plan import Plan
+from jtok.signals import Signals, made_by_attention
+from jtok.sites import Site
+from jtok.slots import Attending, AttentionRule, CacheStep
 
 
 def prefill(
-    decoder: Decoder, sequence: TokenSequence, run: Run, max_new_tokens: int, positions: Positions
+    decoder: Decoder, sequence: TokenSequence, run: Run, free: int, positions: Positions
 ) -> tuple[TokenSequence, Caches]:
-    """The last layer's outputs as a sequence, and the caches with `max_new_tokens` free slots. Changes `run`.
+    """The last layer's outputs as a sequence, and the caches with `free` free slots. Changes `run`.
 
-    `run.plan` says what stands where; reducers see the visual tokens only. A cache policy at `decode` may shrink what
-    each run of layers hands over.
+    `run.plan` says what is placed where; reducers see the visual tokens only. `run.entry` is the sequence as the first
+    layer reads it.
     """
-    stack, depth = Stack(decoder), decoder.config.depth
-    sites = {0: "llm.input"} | {i: f"llm.layer.{i}.input" for i in range(1, depth)}
-    cuts = [i for i in sites if run.plan.at(sites[i]) is not None]
-    policy = run.plan.at("decode")
-    edges = [0, *(i for i in cuts if i), depth]
+    reader, plan, depth = _Reader(decoder, run, positions), run.plan, decoder.config.depth
+    edges = cuts(plan, depth)
     caches = []
     for start, stop in zip(edges, edges[1:], strict=False):
-        if start in cuts:
-            sequence = _reduce(decoder, stack, sequence, run, sites[start], start, positions)
-        following = run.plan.at(sites[stop]) if stop in cuts else None
-        wants = _IN_LAYER.intersection(following.reads if following is not None else ())
-        watch = policy is not None and "last_token_attention" in policy.reads
-        sequence, cache, run.signals = _layers(decoder, stack, sequence, start, stop, wants, watch)
-        cache = cache if policy is None else policy(cache, first=True)
-        caches.append(with_free_slots(cache, max_new_tokens))
+        sequence = reader.reduced(sequence, Site("llm", start, "input"))
+        sequence = reader.left(sequence, start)
+        if start == 0:
+            run.entry = sequence
+        sequence, cache = reader.layers(sequence, start, stop)
+        sequence = reader.reduced(sequence, Site("llm", stop - 1, "output"))
+        cache = cache if plan.cache is None else plan.cache(cache, CacheStep(True, start, depth))
+        caches.append(with_free_slots(cache, free))
     return sequence, tuple(caches)
 
 
-def _layers(
-    decoder: Decoder, stack: Stack, sequence: TokenSequence, start: int, stop: int, wants: Collection[str], watch: bool
-) -> tuple[TokenSequence, Cache, dict[str, Array]]:
-    """(the sequence after layers [start, stop), their cache without free slots, signals of the last of them).
-
-    watch: the cache shall hold what the last token attends to.
-    """
-    rope, causal, bias = decoder.rope(sequence.position), not decoder.config.bidirectional, sequence.bias
-
-    def kept(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array | None]:
-        last = kernels.gather(q, sequence.last[:, None])
-        return k, v, received(last, k, sequence.valid, bias) if watch else None
-
-    def whole(layer: Layer, x: Array):
-        q, k, v = layer.project(x, rope)
-        y = kernels.attention_scores(q, k, v, valid=sequence.valid, bias=bias, causal=causal).out
-        return layer.finish(x, y), kept(q, k, v)
-
-    x, alone, parts, signals = sequence.x, bool(wants), [], {}
-    if stop - alone > start:
-        x, many = stack.scan(whole, x, start, stop - alone)
-        parts.append(many)
-    if alone:
-        with jax.named_scope(f"llm.layer.{stop - 1}"):
-            layer = stack.layer(stop - 1)
-            q, k, v = layer.project(x, rope)
-            y, signals = _attend(q, k, v, sequence, causal, wants)
-            x = layer.finish(x, y)
-        parts.append(jax.tree.map(lambda a: a[None], kept(q, k, v)))
-    k, v, attention = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
-    facts = {"visual": sequence.is_visual, "bias": bias, "attention": attention, "visuals": sequence.slots.shape[1]}
-    return sequence.replace(x=x), new_cache(k, v, sequence.position, sequence.valid, 0, **facts), signals
+def cuts(plan: Plan, depth: int) -> list[int]:
+    """Layers before which a new run of layers begins, with 0 and `depth`: no plan changes anything within a run."""
+    inside = {site.layer + (site.where != "input") for site in plan.sites if site.stage == "llm"}
+    inside |= set(plan.layers.exits) if plan.layers is not None else set()
+    if plan.attention is not None:
+        ruled = plan.attention.layers(depth)
+        inside |= {ruled.start, ruled.stop}
+    return [0, *sorted(layer for layer in inside if 0 < layer < depth), depth]
 
 
-def _attend(q: Array, k: Array, v: Array, sequence: TokenSequence, causal: bool, wants: Collection[str]):
-    """(attention output, the signals of `wants` that attention gives): of the visual tokens' columns."""
-    asking, weight = sequence.asking
-    rows = [asking] if "last_token_attention" in wants else []
-    rows += [sequence.question] if "text_attention" in wants else []
-    masks = {"valid": sequence.valid, "bias": sequence.bias, "causal": causal}
-    index = jnp.concatenate(rows, 1) if rows else None
-    result = kernels.attention_scores(q, k, v, **masks, rows=index, return_probabilities=index is not None)
-    columns, few = sequence.slots, {}
-    if index is not None:
-        seen = jnp.take_along_axis(result.probabilities, columns[:, None, None], 3)
-        few["last_token_attention"] = jnp.einsum("bhrn,br->bhn", seen[:, :, : weight.shape[1]], weight)
-        few["text_attention"] = seen[:, :, -sequence.text.question.shape[1] :]
-    if "attention_received" in wants:
-        weights = sequence.valid.astype(jnp.float32)
-        received = kernels.attention_scores(q, k, v, **masks, rows="all", row_weights=weights).received
-        few["attention_received"] = jnp.take_along_axis(received, columns, 1)
-    arrays = {"queries": (q, columns), "keys": (k, columns), "values": (v, columns)}
-    arrays["text_keys"] = (k, sequence.question)
-    few |= {name: kernels.gather(*arrays[name]) for name in arrays if name in wants}
-    return result.out, {name: few[name] for name in wants}
+class _Reader:
+    """One reading of a batch of prompts."""
+
+    def __init__(self, decoder: Decoder, run: Run, positions: Positions):
+        self.decoder, self.run, self.positions, self.stack = decoder, run, positions, Stack(decoder)
+        plan, depth = run.plan, decoder.config.depth
+        self.wants = [set(names) for names in wanted(plan, depth, "llm")]
+        for layer in plan.layers.exits if plan.layers is not None else ():
+            self.wants[layer - 1] |= set(made_by_attention(plan.layers.reads))
+        ruled = range(0) if plan.attention is None else plan.attention.layers(depth)
+        self.rule_of = lambda layer: plan.attention if layer in ruled else None
+        readers = [part for part in (plan.cache, plan.decoding) if part is not None]
+        self.watch = any("last_token_attention" in part.reads for part in readers)
+
+    def reduced(self, sequence: TokenSequence, site: Site) -> TokenSequence:
+        """The sequence after the reducer at a site, if there is one, has seen its visual tokens."""
+        run, reducer = self.run, self.run.plan.sites.get(site)
+        if reducer is None:
+            return sequence
+        before = sequence.visual_tokens()
+        run.tokens = before
+        run.signals = {**run.signals, **site_signals(self.decoder, self.stack, sequence, reducer.reads, site)}
+        run.reduce(site)
+        if run.tokens is before:
+            return sequence
+        if run.tokens.x is before.x and self.positions in ("keep", "restore"):  # hidden at most: nothing has moved
+            return sequence.hiding(run.tokens)
+        return sequence.with_visual(run.tokens, self.positions)
+
+    def left(self, sequence: TokenSequence, layer: int) -> TokenSequence:
+        """The sequence without the visual tokens that leave before a layer."""
+        rule, run = self.run.plan.layers, self.run
+        if rule is None or layer not in rule.exits:
+            return sequence
+        tokens, site = sequence.visual_tokens(), Site("llm", layer, "input")
+        known = {**run.signals, **site_signals(self.decoder, self.stack, sequence, rule.reads, site)}
+        s = Signals(**{name: known[name] for name in rule.reads}, key=run.key, train=run.train)
+        leaves = rule.leave(tokens, s, run.memory, layer)
+        if leaves is None:
+            nothing = jnp.zeros((tokens.x.shape[0], 0), jnp.int32)
+            return sequence.with_visual(tokens.take(nothing), self.positions)
+        return sequence.hiding(tokens.replace(valid=tokens.mask() & ~leaves))
+
+    def layers(self, sequence: TokenSequence, start: int, stop: int) -> tuple[TokenSequence, Cache]:
+        """(the sequence after layers [start, stop), their cache without free slots). Leaves signals of the last one."""
+        middle, wants = Site("llm", stop - 1, "after_attention"), self.wants[stop - 1]
+        alone = bool(wants) or middle in self.run.plan.sites
+        entered, parts = sequence, []
+        attention = _Attention(self.decoder, sequence, self.rule_of(start), self.watch)
+        self.run.signals = {}
+        if stop - alone > start:
+            x, many = self.stack.scan(attention.whole, sequence.x, start, stop - alone)
+            sequence = sequence.replace(x=x)
+            parts.append(many)
+        if alone:
+            with jax.named_scope(f"llm.layer.{stop - 1}"):
+                layer = self.stack.layer(stop - 1)
+                y, kept, self.run.signals = attention.one(layer, sequence, wants)
+                sequence = sequence.replace(x=layer.attended(sequence.x, y))
+            sequence = self.reduced(sequence, middle)
+            with jax.named_scope(f"llm.layer.{stop - 1}"):
+                sequence = sequence.replace(x=layer.feed_forward(sequence.x))
+            parts.append(jax.tree.map(lambda a: a[None], kept))
+        k, v, last, marks = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+        facts = {"visual": entered.is_visual, "bias": entered.bias, "attention": last, "marks": marks}
+        facts["visuals"] = entered.slots.shape[1]
+        return sequence, new_cache(k, v, entered.position, entered.valid, 0, **facts)
 
 
-def _reduce(
-    decoder: Decoder, stack: Stack, sequence: TokenSequence, run: Run, site: str, layer: int, positions: Positions
-) -> TokenSequence:
-    """Lets the reducer at a site see the visual tokens, and puts the sequence together again."""
-    before = sequence.visual_tokens()
-    run.tokens = before
-    run.signals = {**run.signals, **_at_site(decoder, stack, sequence, run.plan.at(site), layer)}
-    run.reduce(site)
-    run.signals = {}
-    if run.tokens is before:
-        return sequence
-    if run.tokens.x is before.x and positions in ("keep", "restore"):  # hidden at most: nothing has moved
-        return sequence.hiding(run.tokens)
-    return sequence.with_visual(run.tokens, positions)
+@dataclasses.dataclass
+class _Attention:
+    """How the layers of one run attend: the fused kernel, or what a rule makes of it."""
 
+    decoder: Decoder
+    sequence: TokenSequence  # as the run began: positions, validity, which slots are visual
+    rule: AttentionRule | None
+    watch: bool  # the cache shall hold what the last token attends to
 
-def _at_site(decoder: Decoder, stack: Stack, sequence: TokenSequence, reducer: Reducer, layer: int) -> dict[str, Array]:
-    """The signals that need no attention of the layer before."""
-    wants, few = set(reducer.reads), {}
-    if "text_valid" in wants:
-        few["text_valid"] = sequence.text.question_valid
-    arrays = dict.fromkeys(("rotary_position", "text_position"), sequence.position) | {"text_features": sequence.x}
-    if wants & {"normed", "text_normed"}:
-        arrays |= dict.fromkeys(("normed", "text_normed"), decoder.norm(sequence.x))
-    for name in wants & arrays.keys():
-        slots = sequence.question if name.startswith("text_") else sequence.slots
-        few[name] = kernels.gather(arrays[name], slots)
-    if "rotary_logits" in wants:
-        few["rotary_logits"] = _rotary_logits(decoder, sequence)
-    if "next_last_token_attention" in wants:
-        few["next_last_token_attention"] = _ahead(decoder, stack.layer(layer), sequence)
-    return {name: value for name, value in few.items() if name in wants}
+    def __post_init__(self):
+        self.rope = self.decoder.rope(self.sequence.position)
+        causal = not self.decoder.config.bidirectional
+        self.masks = {"valid": self.sequence.valid, "bias": self.sequence.bias, "causal": causal}
 
+    def whole(self, layer: Layer, x: Array):
+        """(output of a layer, what its cache holds), for `lax.scan`."""
+        q, k, v = layer.project(x, self.rope)
+        y, marks = self._attend(x, q, k, v)
+        return layer.finish(x, y), self._kept(q, k, v, marks)
 
-def _ahead(decoder: Decoder, layer: Layer, sequence: TokenSequence) -> Array:
-    """Attention of the last token to the visual ones with the weights of the layer to come, [B,H,N]."""
-    q, k, _ = layer.project(sequence.x, decoder.rope(sequence.position))
-    asking, weight = sequence.asking
-    how = {"valid": sequence.valid, "bias": sequence.bias, "return_probabilities": True}
-    if sequence.text.asks is None:  # the last token sees every valid one
-        p = kernels.attention_scores(kernels.gather(q, asking), k, k, rows=(0,), **how).probabilities
-    else:
-        causal = not decoder.config.bidirectional
-        p = kernels.attention_scores(q, k, k, rows=asking, causal=causal, **how).probabilities
-    p = jnp.einsum("bhrl,br->bhl", p, weight)
-    return jnp.take_along_axis(p, sequence.slots[:, None], 2)
+    def one(self, layer: Layer, sequence: TokenSequence, wants: Collection[str]):
+        """(output of a layer's attention, what its cache holds, the signals of `wants`)."""
+        q, k, v = layer.project(sequence.x, self.rope)
+        y, signals = attention_signals(q, k, v, sequence, self.masks["causal"], wants)
+        marks = {}
+        if self.rule is not None:
+            y, marks = self._attend(sequence.x, q, k, v)
+        return y, self._kept(q, k, v, marks), signals
 
+    def _attend(self, x: Array, q: Array, k: Array, v: Array) -> tuple[Array, dict[str, Array]]:
+        def fused(v: Array, **masks) -> Array:
+            return kernels.attention_scores(q, k, v, **{**self.masks, **masks}).out
 
-def _rotary_logits(decoder: Decoder, sequence: TokenSequence) -> Array:
-    """What the question's tokens would give the visual ones if all queries and keys were ones, [B,T,N]."""
-    ones = jnp.ones((*sequence.valid.shape, 1, decoder.config.head_dim), jnp.float32)
-    turned = rotate(ones, decoder.rope(sequence.position))[:, :, 0]
-    text, visual = (kernels.gather(turned, slots) for slots in (sequence.question, sequence.slots))
-    return jnp.einsum("btd,bnd->btn", text, visual) * decoder.config.head_dim**-0.5
+        if self.rule is None:
+            return fused(v), {}
+        sequence = self.sequence
+        return self.rule(Attending(x, q, k, v, sequence.valid, sequence.is_visual, sequence.after_image), fused)
+
+    def _kept(self, q: Array, k: Array, v: Array, marks: dict[str, Array]):
+        sequence = self.sequence
+        last = kernels.gather(q, sequence.last[:, None]) if self.watch else None
+        return k, v, received(last, k, sequence.valid, sequence.bias) if self.watch else None, marks

@@ -94,6 +94,13 @@ class TokenSequence:
         return self._at_slots(jnp.zeros_like(self.valid), True) & self.valid
 
     @property
+    def after_image(self) -> Bool[Array, "B L"]:
+        """Which slots come after the last visual token of their row."""
+        slots = jnp.arange(self.valid.shape[1], dtype=jnp.int32)
+        last = jnp.max(jnp.where(self.is_visual, slots, -1), 1, keepdims=True)
+        return (slots > last) & self.valid
+
+    @property
     def bias(self) -> Float[Array, "B L"] | None:
         """Log of the size of every token, 0 for text; None unless attention is proportional."""
         if not self.visual.proportional:

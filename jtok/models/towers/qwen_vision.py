@@ -26,8 +26,10 @@ from jtok.layers.block import ACTIVATIONS
 from jtok.layers.rotary import axial_rotation, rotate
 from jtok.layers.stack import Run
 from jtok.models.towers.vit import ViTOutput
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
 from jtok.pruner import Pruner
+from jtok.sites import TOWER_OUTPUT, Site
+from jtok.target import Target
 from jtok.tokens import from_features
 
 Rope = tuple[Array, Array]
@@ -73,21 +75,21 @@ class QwenVisionConfig:
         """What a method needs to know: tokens are quads, of images with `grid` = (rows, columns) of them."""
         return Target(self.depth, grid or self.grid, self.quad * self.width, self.heads, 0, has_class=False)
 
-    def sites(self) -> list[str]:
+    def sites(self) -> list[Site]:
         """The only site of the tower."""
-        return ["tower.output"]
+        return [TOWER_OUTPUT]
 
     def fit(self, plan: Plan) -> Plan:
         """The plan with pruners that look at no attention moved from the blocks behind the tower: the last of them."""
-        inside = {site: r for site, r in plan.sites.items() if site.startswith("tower.block.")}
+        inside = {site: r for site, r in plan.sites.items() if site.stage == "tower" and site.layer is not None}
         if not inside or any(r.reads or not isinstance(r, Pruner) for r in inside.values()):
             return plan
         rest = {site: r for site, r in plan.sites.items() if site not in inside}
-        return dataclasses.replace(plan, sites={"tower.output": list(inside.values())[-1]} | rest)
+        return dataclasses.replace(plan, sites={TOWER_OUTPUT: list(inside.values())[-1]} | rest)
 
     def check(self, plan: Plan) -> None:
         """Raises UserError for what cannot stand in this tower."""
-        inside = [site for site in plan.sites if site.startswith("tower.block.")]
+        inside = [site for site in plan.sites if site.stage == "tower" and site.layer is not None]
         if inside:
             raise UserError(
                 f"there is no site '{inside[0]}' in the tower of Qwen2.5-VL, whose patches stay in windows and quads: "
@@ -193,13 +195,13 @@ class QwenVision(nnx.Module):
         with jax.named_scope("tower.embed"):
             x = cut.windows(self.patch(pixels.astype(c.compute)))
         valid = cut.windows(jnp.broadcast_to(inside[..., None], (b, rows, columns, c.quad)))
-        reducer = plan.at("tower.output")
+        reducer = plan.at(TOWER_OUTPUT)
         x, signals = self._blocks(x, self._rope(cut), valid, reducer.reads if reducer is not None else ())
         features = jnp.where(inside.reshape(b, -1, 1), cut.raster(self.norm(x)).reshape(b, rows * columns, -1), 0)
         keys = jnp.broadcast_to(jax.random.key(0), (b,)) if key is None else key
-        run = Run(plan, from_features(features, (rows, columns), 0, inside.reshape(b, -1)), keys)
+        run = Run(plan, from_features(features, (rows, columns), 0, inside.reshape(b, -1)), self.config.sites(), keys)
         run.signals = {name: cut.raster(a).mean(2) for name, a in signals.items()}
-        run.reduce("tower.output")
+        run.reduce(TOWER_OUTPUT)
         return ViTOutput(run.tokens, None, None, None, run.memory, None, run.stages)
 
     def _blocks(self, x: Array, rope: Rope, valid: Array, wants: Collection[str]) -> tuple[Array, dict[str, Array]]:

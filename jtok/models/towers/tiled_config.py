@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jtok.plan import Target
+from jtok.target import Target
 
 #: Tokens of a tile are filled up to a multiple of this.
 MULTIPLE = 8

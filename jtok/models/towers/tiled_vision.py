@@ -18,10 +18,11 @@ from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
 from jtok.layers.resize import resize_grid
-from jtok.layers.stack import Run, run_blocks, sites
+from jtok.layers.stack import Run, run_blocks
 from jtok.models.towers.tiled_block import PADDING, TiledBlock
 from jtok.models.towers.tiled_config import MULTIPLE, TiledConfig
 from jtok.plan import Plan
+from jtok.sites import TOWER_OUTPUT, tower_sites
 from jtok.tokens import Tokens, from_features
 
 
@@ -61,10 +62,11 @@ class TiledTower(nnx.Module):
         size and for plans that do not fit.
         """
         c, plan = self.config, plan or Plan()
-        plan.check(sites(c.depth))
         key = jnp.broadcast_to(jax.random.key(0), (len(tiles),)) if key is None else key
         with jax.named_scope("tower.embed"):
-            run = Run(plan, self._embed(tiles, aspects, there, plan.grid or (c.side, c.side)), key)
+            run = Run(
+                plan, self._embed(tiles, aspects, there, plan.grid or (c.side, c.side)), tower_sites(c.depth), key
+            )
         edges = [0, *sorted({tap + 1 for tap in c.taps} | {c.local})]
         for start, stop in zip(edges, edges[1:], strict=False):
             run_blocks(self.blocks, c.depth, run, remat=c.remat, part=range(start, stop))
@@ -74,7 +76,7 @@ class TiledTower(nnx.Module):
         run.tokens = run.tokens.replace(x=x + self._of_tiles(self.post_tile, self.post_gate, aspects, x.dtype))
         run_blocks(self.deep.blocks, c.depth, run, remat=c.remat, part=range(c.local, c.depth), first=c.local)
         run.tokens = _side_by_side(run.tokens, c.taps)
-        run.reduce("tower.output")
+        run.reduce(TOWER_OUTPUT)
         run.tokens = _without_filling(run.tokens)
         return run
 

@@ -20,8 +20,10 @@ from jtok.errors import UserError
 from jtok.layers.block import Block
 from jtok.layers.heads import AttentionPool
 from jtok.layers.resize import resize_grid, sample_grid, sine_grid
-from jtok.layers.stack import Run, Stage, run_blocks, sites
-from jtok.plan import Plan, Target
+from jtok.layers.stack import Run, Stage, run_blocks
+from jtok.plan import Plan
+from jtok.sites import TOWER_OUTPUT, tower_sites
+from jtok.target import Target
 from jtok.tokens import Tokens, from_features
 
 
@@ -143,17 +145,17 @@ class ViT(nnx.Module):
         Raises UserError for image sides that are no multiple of the patch and for plans that do not fit.
         """
         c, plan = self.config, plan or Plan()
-        plan.check(sites(c.depth))
+        plan = plan if c.packed else plan.for_grid((_patches(images.shape[1], c), _patches(images.shape[2], c)))
         if plan.grid is not None:
             images = _downsample(images, plan.grid, c)
         with jax.named_scope("tower.embed"):
             tokens = self._embed_packed(images, mask, shapes) if c.packed else self._embed(images)
-        run = Run(plan, tokens, _keys(key, images.shape[0]), train, given=given or {})
+        run = Run(plan, tokens, tower_sites(c.depth), _keys(key, images.shape[0]), train, given=given or {})
         run.hidden = [tokens.x] if hidden else None
         run_blocks(self.blocks, c.depth, run, remat=c.remat)
         if c.final_norm == "tokens":
             run.tokens = run.tokens.replace(x=self.norm(run.tokens.x))
-        run.reduce("tower.output")
+        run.reduce(TOWER_OUTPUT)
         with jax.named_scope("head"):
             pooled, logits, distill = self._classify(run.tokens)
         return ViTOutput(run.tokens, pooled, logits, distill, run.memory, run.hidden, run.stages)

@@ -53,7 +53,7 @@ def read(model: VLM, inputs: Any, *, max_new_tokens: int, seed: int = 0) -> tupl
     """What reading one prompt leaves behind, and the state from which the answer starts."""
     keys = _keys(seed)
     reading = model.read(inputs, max_new_tokens=max_new_tokens, key=keys)
-    return reading, State(reading.caches, reading.logits, np.zeros(1, bool), keys)
+    return reading, State(reading.caches, reading.logits, np.zeros(1, bool), keys, reading.second)
 
 
 def _keys(seed: int) -> jax.Array:

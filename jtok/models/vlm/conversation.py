@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jtok.errors import UserError
-from jtok.models.decoder.cache import free_slots
+from jtok.models.decoder.append import free_slots
 from jtok.models.decoder.generate import State
 from jtok.models.decoder.sampling import Sampling
 from jtok.models.vlm.model import TEXT_STEP, VLM

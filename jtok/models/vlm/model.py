@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jtok.errors import UserError
-from jtok.models.decoder.cache import free_slots
+from jtok.models.decoder.append import free_slots
 from jtok.models.decoder.decoder import Dtype
-from jtok.models.decoder.generate import State, read_text, stream
+from jtok.models.decoder.generate import State, answering, read_text, stream
 from jtok.models.decoder.sampling import Sampling
 from jtok.models.vlm.arrange import Inputs
 from jtok.models.vlm.load_vlm import AnyConfig, load_vlm, vlm_config
@@ -24,19 +24,11 @@ from jtok.models.vlm.network import PrefillOutput
 from jtok.models.vlm.processing import Processor, VisualInput, load_processor
 from jtok.models.vlm.processing.images import ImageLike
 from jtok.models.vlm.processing.processor import FPS
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
 from jtok.sharding import on_mesh_of
 
 #: Prompts are padded to a multiple of so many tokens of text, so that few programs are compiled.
 TEXT_STEP = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a plan is made anew for images of another size."""
-
-    plan: Plan  # what it made: a model whose plan was exchanged keeps to the new one
-    make: Callable[[Target], Plan]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +39,6 @@ class VLM:
     params: dict[str, Any]
     plan: Plan = dataclasses.field(default_factory=Plan)
     processor: Processor | None = None
-    recipe: Recipe | None = None  # of the plan, where the model takes images of any size
 
     def read(self, inputs: Inputs, *, max_new_tokens: int = 256, key: jax.Array | None = None) -> PrefillOutput:
         """Reads prompts (jitted). max_new_tokens: tokens of answers and further questions that the caches can take.
@@ -63,24 +54,24 @@ class VLM:
             )
         model = self.fitted(inputs)
         with on_mesh_of(model.params):
-            return model._read(model.params, model._learned, inputs, max_new_tokens, key)
+            return model._read(model.params, model.plan, inputs, max_new_tokens, key)
 
     def positions_left(self, inputs: Inputs) -> int | None:
         """Positions behind the longest prompt of a batch; None where they are not known before it is read."""
         context = self.config.language.context
-        if not context or self.plan.positions in ("renumber", "order") or isinstance(inputs.position, jax.core.Tracer):
+        if not context or self.plan.placed in ("renumber", "order") or isinstance(inputs.position, jax.core.Tracer):
             return None
         return context - 1 - int(np.where(np.asarray(inputs.valid)[..., None], inputs.position, -1).max())
 
     def fitted(self, inputs: Inputs) -> VLM:
         """The model with its plan made for the largest image of a batch, if images may have any size."""
-        if self.recipe is None or self.recipe.plan is not self.plan:
+        if self.plan.make is None or not self.config.any_size:
             return self
         sizes = np.asarray(inputs.sizes).reshape(-1, 2)
         rows, columns = (int(side) for side in sizes[sizes.prod(1).argmax()])
         if (rows, columns) not in self._fitted:
-            plan = self.recipe.make(self.config.target((rows, columns))).with_params(self._learned)
-            self._fitted[rows, columns] = dataclasses.replace(self, plan=plan, recipe=None)
+            plan = self.config.fit(self.plan.for_grid((rows, columns)))
+            self._fitted[rows, columns] = dataclasses.replace(self, plan=dataclasses.replace(plan, make=None))
         return self._fitted[rows, columns]
 
     def about(self, inputs: Inputs, questions: Sequence[str]) -> Inputs:
@@ -94,7 +85,7 @@ class VLM:
         keys = jax.random.split(jax.random.key(seed), inputs.ids.shape[0])
         reading = self.read(inputs, max_new_tokens=max_new_tokens, key=keys)
         done = np.zeros(inputs.ids.shape[0], bool)
-        return State(reading.caches, reading.logits, done, keys)
+        return State(reading.caches, reading.logits, done, keys, reading.second)
 
     def answer(
         self,
@@ -107,7 +98,7 @@ class VLM:
     ) -> Iterator[tuple[np.ndarray, State]]:
         """Blocks of ids [B, up to `block`] (-1 = nothing) with the state behind each; see `generate.stream`."""
         language = self.params["language"]
-        more = {"stops": stops, "sampling": sampling or Sampling(), "block": block, "policy": self.plan.at("decode")}
+        more = {"stops": stops, "sampling": sampling or Sampling(), "block": block, "plan": answering(self.plan)}
         blocks = stream(self._language, language, state, tokens, **more)
         while True:
             with on_mesh_of(language):  # not while the caller holds a block
@@ -125,7 +116,7 @@ class VLM:
         if ids.shape[1] > free:
             raise UserError(f"the question has {ids.shape[1]} tokens and the cache {free} free slots: ask afresh.")
         with on_mesh_of(self.params):
-            return read_text(self._language, self.params["language"], state, ids, valid)
+            return read_text(self._language, self.params["language"], state, ids, valid, answering(self.plan))
 
     def stream(
         self,
@@ -196,20 +187,15 @@ class VLM:
     @functools.cached_property
     def _read(self):
         graphdef, _ = nnx.split(nnx.eval_shape(lambda: self.config.network(nnx.Rngs(0))))
-        plan = self.plan
 
-        def read(params, learned, inputs, max_new_tokens, key):
-            return nnx.merge(graphdef, nnx.State(params))(inputs, plan.with_params(learned), max_new_tokens, key)
+        def read(params, plan, inputs, max_new_tokens, key):
+            return nnx.merge(graphdef, nnx.State(params))(inputs, plan, max_new_tokens, key)
 
         return jax.jit(read, static_argnums=3)
 
     @functools.cached_property
     def _fitted(self) -> dict[tuple[int, int], VLM]:
         return {}
-
-    @functools.cached_property
-    def _learned(self):
-        return self.plan.params()
 
     @functools.cached_property
     def _language(self):

@@ -17,18 +17,19 @@ from jaxtyping import Array, Float
 from jtok.errors import UserError
 from jtok.layers.projector import MLPProjector, ProjectorConfig
 from jtok.layers.stack import Run
-from jtok.layers.stack import sites as tower_sites
-from jtok.models.decoder.cache import Caches
-from jtok.models.decoder.cache_policy import check_decode
+from jtok.models.decoder.append import Caches
 from jtok.models.decoder.decoder import Decoder, DecoderConfig
-from jtok.models.decoder.prefill import llm_sites, prefill
+from jtok.models.decoder.generate import Stream
+from jtok.models.decoder.prefill import prefill
 from jtok.models.decoder.sequence import Places, Text, TokenSequence, assemble, fold
 from jtok.models.towers.qwen_vision import QwenVision, QwenVisionConfig
 from jtok.models.towers.vit import ViT, ViTConfig
 from jtok.models.vlm.arrange import Inputs, arrange
 from jtok.models.vlm.processing.batch import Batch
 from jtok.models.vlm.resample import mix
-from jtok.plan import Plan, Target
+from jtok.plan import SLOTS, Plan
+from jtok.sites import PROJECTOR, Site, llm_sites, tower_sites
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -60,10 +61,10 @@ class VLMConfig:
         tower = self.tower.target(grid) if isinstance(self.tower, QwenVisionConfig) else self.tower.target()
         return dataclasses.replace(tower, **language)
 
-    def sites(self) -> list[str]:
-        """Names of all sites, in the order in which they are reached."""
+    def sites(self) -> list[Site]:
+        """All sites, in the order in which they are reached."""
         tower = self.tower.sites() if isinstance(self.tower, QwenVisionConfig) else tower_sites(self.tower.depth)
-        return [*tower, "projector", *llm_sites(self.language.depth), "decode"]
+        return [*tower, PROJECTOR, *llm_sites(self.language.depth)]
 
     def fit(self, plan: Plan) -> Plan:
         """A plan with its reducers at sites of this model."""
@@ -73,8 +74,8 @@ class VLMConfig:
         """Raises UserError for a plan that does not fit."""
         if isinstance(self.tower, QwenVisionConfig):
             self.tower.check(plan)
-        plan.check(self.sites())
-        check_decode(plan)
+        plan.check(self.sites(), SLOTS)
+        check_answer(plan, self.language.depth)
 
     def network(self, rngs: nnx.Rngs) -> VLMNetwork:
         """The model with its arrays."""
@@ -99,6 +100,7 @@ class PrefillOutput:
     sequence: TokenSequence | Text  # outputs of the last layer, before the final norm
     memory: dict[str, Any]
     stages: dict[str, Any]
+    second: Stream | None = None  # of a decoding rule that contrasts two streams
 
 
 class VLMNetwork(nnx.Module):
@@ -117,17 +119,41 @@ class VLMNetwork(nnx.Module):
         key: one PRNG key a row [B] (default: the same fixed key for every row). Raises UserError for a plan that does
         not fit, and for prompts longer than a sliding window.
         """
+        plan = plan if self.config.any_size else plan.for_grid(self.config.grid)
         self.config.check(plan)
         b = inputs.ids.shape[0]
         keys = jnp.broadcast_to(jax.random.key(0), (b,)) if key is None else key
         tokens, places, run = self._look(inputs, plan, keys)
         text = self._text(inputs)
         tokens = _pack(_within(tokens, places), inputs.visible)
-        sequence = assemble(tokens, text, places, plan.positions)
+        sequence = assemble(tokens, text, places, plan.placed)
         self._check_window(sequence, max_new_tokens)
-        sequence, caches = prefill(self.language, sequence, run, max_new_tokens, plan.positions)
+        sequence, caches = prefill(self.language, sequence, run, max_new_tokens, plan.placed)
+        second = None
+        if plan.decoding is not None and plan.decoding.contrasts:
+            second = self._second(run, caches, max_new_tokens)
+        return PrefillOutput(self._last_logits(sequence), caches, sequence, run.memory, run.stages, second)
+
+    def _last_logits(self, sequence: TokenSequence) -> Float[Array, "B V"]:
         last = jnp.take_along_axis(sequence.x, sequence.last[:, None, None], 1)
-        return PrefillOutput(self.language.logits(last)[:, 0], caches, sequence, run.memory, run.stages)
+        return self.language.logits(last)[:, 0]
+
+    def _second(self, run: Run, caches: Caches, free: int) -> Stream:
+        """The stream that a decoding rule contrasts the first with: the same prompt with other visual tokens.
+
+        Raises UserError where layers do not all have the same visual tokens, whose attention the rule reads.
+        """
+        plan, entry = run.plan, run.entry
+        if any(cache.visuals != entry.slots.shape[1] for cache in caches):
+            raise UserError(f"'{plan.name}' reads the attention of all layers to the same tokens: reduce before.")
+        rows = jnp.arange(entry.slots.shape[0])[:, None]
+        attention = jnp.concatenate([cache.attention[:, rows, entry.slots] for cache in caches])
+        tokens = plan.decoding.second_stream(entry.visual_tokens(), attention)
+        changed = entry.replace(x=entry.x.at[rows, entry.slots].set(tokens.x.astype(entry.x.dtype)))
+        alone = dataclasses.replace(plan, sites={}, layers=None)
+        again = Run(alone, tokens, run.known, run.key, slots=SLOTS)
+        sequence, caches = prefill(self.language, changed, again, free, plan.placed)
+        return Stream(caches, self._last_logits(sequence))
 
     def _look(self, inputs: Inputs, plan: Plan, keys: Array) -> tuple[Tokens, Places, Run]:
         """(projected visual tokens of each row, where they stand, the run so far).
@@ -155,10 +181,11 @@ class VLMNetwork(nnx.Module):
         if inputs.mixture is not None and whole:
             tokens, places = mix(tokens, inputs.mixture), inputs.mixture.places
         tokens = _within(tokens, places) if inputs.ragged else tokens  # what is in no prompt takes nobody's share
-        run = Run(plan, tokens, keys, memory=dict(seen.memory), stages=dict(seen.stages))
+        known, left = self.config.sites(), {"memory": dict(seen.memory), "stages": dict(seen.stages)}
+        run = Run(plan, tokens, known, keys, slots=SLOTS, **left)
         if inputs.images is not None:
             run.signals = {"crop_image": jnp.take_along_axis(jnp.asarray(inputs.images), tokens.segment, 1)}
-        run.reduce("projector")
+        run.reduce(PROJECTOR)
         return run.tokens, places, run
 
     def _text(self, inputs: Inputs) -> Text:
@@ -171,6 +198,18 @@ class VLMNetwork(nnx.Module):
         window, length = self.config.language.window, sequence.x.shape[1] + max_new_tokens
         if window and length > window:
             raise UserError(f"prompt and answer take {length} tokens, the decoder looks back {window}: shorten them.")
+
+
+def check_answer(plan: Plan, depth: int) -> None:
+    """Raises UserError for a cache policy or decoding rule that reads what it cannot, or exits that are no layers."""
+    for part in (plan.cache, plan.decoding):
+        unknown = sorted(set(part.reads) - {"last_token_attention"}) if part is not None else []
+        if unknown:
+            name = type(part).__name__
+            raise UserError(f"{name} reads {', '.join(unknown)}; what acts on an answer may read last_token_attention.")
+    exits = plan.layers.exits if plan.layers is not None else ()
+    if any(not 0 < a < b for a, b in zip(exits, (*exits[1:], depth), strict=True)):
+        raise UserError(f"visual tokens cannot leave before layers {exits}: give rising ones from 1 to {depth - 1}.")
 
 
 def _on_grid(tokens: Tokens, small: tuple[int, int] | None, grid: tuple[int, int]) -> Tokens:

@@ -31,6 +31,7 @@ from jtok.models.vlm.model import load
 from jtok.models.vlm.network import VLMConfig, VLMNetwork
 from jtok.models.vlm.shipped import shipped
 from jtok.plan import Plan
+from jtok.sites import PROJECTOR
 from jtok.tokens import Tokens
 from jtok.training.config import default_train_config
 from jtok.training.tasks.branches import Prefix, branch
@@ -156,10 +157,10 @@ class AnswerQuestions:
 
     def _check_plan(self) -> None:
         """Raises UserError for plans with anything but a projector and what stands at its output."""
-        others = [site for site in self.plan.sites if site != "projector"]
+        others = [site for site in self.plan.sites if site != PROJECTOR]
         if others:
             raise UserError(
-                f"{self.plan.name} stands at {others[0]}: only what stands at the projector is trained here."
+                f"{self.plan.name} is placed at {others[0]}: only what is placed at the projector is trained here."
             )
 
     def _network(self, params) -> VLMNetwork:
@@ -183,7 +184,7 @@ class AnswerQuestions:
             jnp.concatenate([bos, visual.x.astype(bos.dtype)], 1),
             jnp.concatenate([jnp.zeros((b, 1), jnp.int32), place], 1),
             jnp.concatenate([jnp.ones((b, 1), bool), visual.mask()], 1),
-            1 + (self.model.target().patches if plan.positions in ("keep", "restore") else visual.mask().sum(1)),
+            1 + (self.model.target().patches if plan.placed in ("keep", "restore") else visual.mask().sum(1)),
         )
         length, question = batch["question_length"], batch["question"]
         slots = jnp.arange(question.shape[-1])
@@ -197,13 +198,14 @@ class AnswerQuestions:
         """The visual tokens that the decoder gets."""
         projector = plan.projector or network.projector
         taps = [seen.hidden[i][:, 1:] for i in getattr(projector, "layers_read", ())]
-        run = Run(plan, projector(seen.tokens.split()[1], taps, plan.projector_count))
-        run.reduce("projector")
+        tokens = projector(seen.tokens.split()[1], taps, plan.projector_count)
+        run = Run(plan, tokens, [PROJECTOR], slots=("projector",))
+        run.reduce(PROJECTOR)
         return run.tokens
 
     def _place(self, visual: Tokens, plan: Plan) -> Int[Array, "B N"]:
         """Their positions in the prompt."""
-        if plan.positions in ("renumber", "order"):
+        if plan.placed in ("renumber", "order"):
             return 1 + jnp.maximum(jnp.cumsum(visual.mask(), 1) - 1, 0)
         row, column = jnp.moveaxis(jnp.maximum(jnp.round(visual.position), 0).astype(jnp.int32), -1, 0)
         return 1 + row * self.model.tower.side + column

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jtok.methods.catalogue import make_plan
-from jtok.plan import Target
+from jtok.target import Target
 from jtok.tokens import from_features
 from tests.parity.case import Case
 from tests.parity.projectors import loaded

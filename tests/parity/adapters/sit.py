@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 
 from jtok.methods.vit.sit import SiT
-from jtok.plan import Target
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import from_features
 from tests.parity import timm_weights
 from tests.parity.case import Case

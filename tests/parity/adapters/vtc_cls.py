@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtok import make_plan
-from jtok.plan import Target
 from jtok.signals import Signals
+from jtok.target import Target
 from jtok.tokens import from_features
 from tests.parity.case import Case
 

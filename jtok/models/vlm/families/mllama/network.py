@@ -18,17 +18,18 @@ from jaxtyping import Array, Int
 
 from jtok.errors import UserError
 from jtok.layers.projector import MLPProjector, ProjectorConfig
-from jtok.layers.stack import Run, sites
-from jtok.models.decoder.cache_policy import check_decode
+from jtok.layers.stack import Run
 from jtok.models.decoder.cross import CrossDecoder
-from jtok.models.decoder.cross_prefill import View, cross_prefill, cross_sites, fit
+from jtok.models.decoder.cross_prefill import View, cross_prefill, fit
 from jtok.models.decoder.decoder import DecoderConfig
 from jtok.models.decoder.sequence import Text, fold
 from jtok.models.towers.tiled_config import TiledConfig
 from jtok.models.towers.tiled_vision import TiledTower
 from jtok.models.vlm.families.mllama.inputs import TiledInputs, arrange_tiles
 from jtok.models.vlm.network import PrefillOutput
-from jtok.plan import Plan, Target
+from jtok.plan import Plan
+from jtok.sites import PROJECTOR, Site, cross_sites, tower_sites
+from jtok.target import Target
 from jtok.tokens import Tokens
 
 
@@ -41,6 +42,7 @@ class MllamaConfig:
     language: DecoderConfig
     image_token: int  # id that stands for an image
     family: str = "mllama"
+    any_size = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -55,11 +57,13 @@ class MllamaConfig:
     def target(self) -> Target:
         """What a method needs to know to make its plan for this model; its patches are those of a tile."""
         depth = self.language.depth + len(self.language.cross)
-        return dataclasses.replace(self.tower.target(), layers=depth, language_width=self.language.width)
+        return dataclasses.replace(
+            self.tower.target(), layers=depth, language_width=self.language.width, cross=self.layers
+        )
 
-    def sites(self) -> list[str]:
-        """Names of all sites, in the order in which they are reached."""
-        return [*sites(self.tower.depth), "projector", *cross_sites(len(self.language.cross))]
+    def sites(self) -> list[Site]:
+        """All sites, in the order in which they are reached."""
+        return [*tower_sites(self.tower.depth), PROJECTOR, *cross_sites(len(self.language.cross))]
 
     def fit(self, plan: Plan) -> Plan:
         """A plan for a decoder that has visual tokens among its own, with its reducers at the sites of this one."""
@@ -67,10 +71,9 @@ class MllamaConfig:
 
     def check(self, plan: Plan) -> None:
         """Raises UserError for a plan that does not fit."""
-        plan.check(self.sites())
-        check_decode(plan)
         if plan.projector is not None:
             raise UserError("mllama projects several layers of its tower side by side: no other projector fits.")
+        plan.check(self.sites(), ("inputs",))
         for site, before, after in plan.part("tower").counts(self.tower.target().patches):
             if after > before:
                 raise UserError(f"the reducer at {site} puts tokens back, of which mllama's tower keeps no outputs.")
@@ -111,7 +114,7 @@ class MllamaNetwork(nnx.Module):
         x = self.language.embed(inputs.ids)
         text = Text(x, inputs.position, inputs.valid, inputs.question, inputs.question_valid)
         ends = jnp.maximum(text.valid.sum(1, dtype=jnp.int32) - 1, 0)[:, None, None]
-        run, filling = Run(plan, None, keys), {}
+        run, filling = Run(plan, None, self.config.sites(), keys), {}
         if inputs.pixels is not None:
             run, filling = self._look(inputs, plan, keys)
         last = jnp.take_along_axis(jnp.asarray(inputs.seen), ends, 1)[:, 0]
@@ -128,9 +131,10 @@ class MllamaNetwork(nnx.Module):
         seen = self.tower(pixels, aspects, there, plan.part("tower"), key=each)
         order = jnp.asarray(inputs.order)
         tokens = self._projected(seen.tokens, order, tiles)
-        run = Run(plan, tokens.replace(owner=_of_all(tokens, order, tiles)), keys, memory=seen.memory)
+        tokens = tokens.replace(owner=_of_all(tokens, order, tiles))
+        run = Run(plan, tokens, self.config.sites(), keys, memory=seen.memory)
         run.stages = dict(seen.stages)
-        run.reduce("projector")
+        run.reduce(PROJECTOR)
         if not inputs.filling.shape[1]:
             return run, {}
         more = self._projected(seen.tokens, jnp.asarray(inputs.filling), tiles)

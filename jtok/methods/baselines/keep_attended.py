@@ -1,0 +1,58 @@
+"""Keep attended: while the answer is written, keep the visual slots that the prompt's last token attends to most.
+
+A plain baseline for decoding with fewer keys, of no paper. The prompt is read in full; then every run of layers keeps
+its own choice, by the attention of the last token, mean over heads and layers. Text stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jtok.cache import Cache, compact, drop
+from jtok.ops import budget, select
+from jtok.plan import Plan
+from jtok.registry import method
+from jtok.slots import CachePolicy, CacheStep
+from jtok.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepAttended(CachePolicy):
+    """Keeps the `keep` visual slots that the latest token attends to most, mean over the heads and layers of a cache.
+
+    The cache that is handed over is smaller by what was dropped; later calls find nothing more to drop, so that this is
+    the choice of the prompt's last token.
+    """
+
+    keep: int
+    reads = ("last_token_attention",)
+
+    def count(self, patches: int) -> int:
+        return min(self.keep, patches)
+
+    def __call__(self, cache: Cache, step: CacheStep) -> Cache:
+        less = cache.visuals - self.keep
+        if not step.prefill or less <= 0:
+            return cache
+        visual = cache.visual & cache.valid
+        index = select.top_k(cache.attention.mean(0), self.keep, valid=visual)
+        stays = jnp.zeros_like(visual).at[jnp.arange(index.shape[0])[:, None], index].set(True)
+        cache = dataclasses.replace(drop(cache, visual & ~stays), visuals=self.keep)
+        return compact(cache, cache.slots - less)
+
+
+@method(
+    name="keep-attended",
+    title="Keep attended",
+    paper="baseline",
+    family="baseline",
+    training="none",
+    assignment="none",
+    site="cache, after the prompt",
+    idea="keep the visual slots that the last token attends to",
+)
+def plan(target: Target, keep: float = 0.5, tokens: int | None = None) -> Plan:
+    """`tokens` (else `keep` of them) visual slots stay in every layer's cache."""
+    return Plan(cache=KeepAttended(budget.visual_tokens(target.patches, keep, tokens)))

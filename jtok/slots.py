@@ -1,0 +1,172 @@
+"""What a plan holds beside reducers: each slot has a protocol of its own, and a paper that needs two fills both.
+
+    inputs      pixels or frames chosen before the tower             `InputRule`
+    projector   features of the tower -> tokens of the decoder       `Projector`
+    attention   how a range of layers attends                        `AttentionRule`
+    layers      layers that visual tokens leave before the end       `LayerRule`
+    cache       what stays of keys and values                        `CachePolicy`
+    decoding    the logits of the next token                         `DecodingRule`
+    training    losses, teacher, counts of a training step           `Training`
+
+All of them are frozen dataclasses (or, where something is learned, `nnx.Module`s), pure, batched, of static shapes.
+What a calibration run finds becomes options of a method: see `jtok.registry.Method.calibrate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jtok.cache import Cache
+from jtok.reducer import Memory
+from jtok.signals import Signals
+from jtok.tokens import Tokens
+
+
+class InputRule:
+    """Chooses what of an image reaches the tower: a smaller image, or some of its patches.
+
+    A rule that resizes says so by `grid`; one that picks patches defines `keep`, and `count` says how many slots they
+    take: a cap, since the number depends on the image. `fitted` gives the rule for the images of a batch that are at
+    hand before anything is traced, so that the cap need not be all patches.
+    """
+
+    #: Rows and columns of patches that the image is resized to; None = as it is.
+    grid: tuple[int, int] | None = None
+    #: The number of patches depends on the image.
+    adaptive: bool = False
+
+    def count(self, patches: int) -> int:
+        """Patch slots left, at most."""
+        return patches if self.grid is None else self.grid[0] * self.grid[1]
+
+    def keep(self, pixels: Float[Array, "B N V"], grid: tuple[int, int]) -> Bool[Array, "B N"] | None:
+        """Which patches stay, from their values (as the tower gets them); None: all."""
+        return None
+
+    def fitted(self, pixels: Float[np.ndarray, "B N V"], grid: tuple[int, int]) -> InputRule:
+        """The rule with a cap that just holds what these images keep."""
+        return self
+
+
+class Projector(Protocol):
+    """From features of a tower to tokens of a language model, possibly fewer: an `nnx.Module`.
+
+    taps: the features of the tower's layers that it names in `layers_read` ([B,N,D] each, 0 being the embedding).
+    count: tokens that a crop shall become (None: its own number). What it returns carries owners and positions on.
+    """
+
+    layers_read: Sequence[int]
+
+    def __call__(self, tokens: Tokens, taps: Sequence[Array] = (), count: int | None = None) -> Tokens: ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Attending:
+    """What an attention rule sees of one layer: L queries, S keys."""
+
+    x: Float[Array, "B L D"]  # input of the layer
+    q: Float[Array, "B L H Dh"]
+    k: Float[Array, "B S Hk Dh"]
+    v: Float[Array, "B S Hk Dh"]
+    valid: Bool[Array, "B S"]
+    visual: Bool[Array, "B S"]  # keys of visual tokens
+    after_image: Bool[Array, "B L"]  # queries that come after the last visual token; all of them in an answer
+    marks: Mapping[str, Array] | None = None  # [B,S], what the rule left when it read the prompt; None while it reads
+
+
+class AttentionRule:
+    """Changes how a range of layers of the language model attends, in the prompt and in the answer.
+
+    `attend(v, **masks)` is the fused attention of the layer over other values [B,S,Hk,Dh]; a rule combines such calls
+    and never holds an L x S array.
+    """
+
+    def layers(self, depth: int) -> range:
+        """The layers in which it holds."""
+        return range(depth)
+
+    def __call__(self, a: Attending, attend: Callable[..., Array]) -> tuple[Float[Array, "B L H Dh"], dict[str, Array]]:
+        """(output of the attention, marks [B,S] to be kept with the cache; in an answer those of `a.marks`)."""
+        raise TypeError(f"{type(self).__name__} must define __call__(attending, attend).")
+
+
+class LayerRule:
+    """Lets visual tokens leave the language model before its end.
+
+    exits: the layers before which they may leave, rising. `leave` is asked at each.
+    """
+
+    exits: tuple[int, ...] = ()
+    #: Signals that `leave` wants (keys of `jtok.signals.SIGNALS`).
+    reads: tuple[str, ...] = ()
+
+    def leave(self, tokens: Tokens, s: Signals, memory: Memory, layer: int) -> Bool[Array, "B N"] | None:
+        """Which tokens leave before `layer`; None: all of them, so that later layers have no slots for any."""
+        raise TypeError(f"{type(self).__name__} must define leave(tokens, signals, memory, layer).")
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheStep:
+    """When a cache policy is called: for the cache of layers from `layer`, of `depth` in all."""
+
+    prefill: bool  # the prompt has just been read; no slots are free yet, and the cache may shrink
+    layer: int = 0
+    depth: int = 1
+
+
+class CachePolicy:
+    """What stays in the cache: called for each run of layers after the prompt, and after every block of an answer.
+
+    It may mark slots as not valid and change what they hold; after the prompt it may hand over a smaller cache
+    (`jtok.cache.compact`, `take_per_head`). Later calls keep all shapes, and slots that are not valid stay so.
+    """
+
+    #: Of ("last_token_attention",): then `Cache.attention` is there.
+    reads: tuple[str, ...] = ()
+
+    def count(self, patches: int) -> int:
+        """Visual slots left, at most."""
+        return patches
+
+    def __call__(self, cache: Cache, step: CacheStep) -> Cache:
+        raise TypeError(f"{type(self).__name__} must define __call__(cache, step).")
+
+
+class DecodingRule:
+    """Changes the logits of the next token; may ask for a second stream with a cache of its own.
+
+    reads: as a cache policy's; the attention of the prompt's last token is then given to `second_stream`.
+    """
+
+    reads: tuple[str, ...] = ()
+    #: Whether `second_stream` is defined.
+    contrasts: bool = False
+
+    def second_stream(self, tokens: Tokens, attention: Float[Array, "layers B N"]) -> Tokens:
+        """The visual tokens that the second stream reads, in the same slots; attention is the mean over heads."""
+        raise TypeError(f"{type(self).__name__} must define second_stream(tokens, attention).")
+
+    def __call__(self, logits: Float[Array, "B V"], second: Float[Array, "B V"] | None) -> Float[Array, "B V"]:
+        raise TypeError(f"{type(self).__name__} must define __call__(logits, second).")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a plan trains.
+
+    objective: extra losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan that holds
+    the current parameters. needs_teacher: the unreduced model, as it was before training, is run beside for
+    distillation (else teacher_output is None). variants: the plans over whose losses a step takes the mean,
+    `(plan, key) -> plans`.
+    """
+
+    objective: Callable[..., dict[str, Any]] | None = None
+    needs_teacher: bool = False
+    variants: Callable[..., Sequence[Any]] | None = None
