@@ -13,18 +13,14 @@ from flax import nnx
 from jtok.methods import catalogue
 from jtok.models.towers.vit import ViT, ViTConfig
 from jtok.reducer import Compose, Reducer
-from jtok.signals import Signals
+from jtok.signals import SIGNALS, Signal, Signals
 from jtok.target import Target
 from jtok.tokens import Tokens, from_features
 
-
-def _of(*families: str) -> list[str]:
-    return [m.name for m in catalogue.methods().values() if m.family in families]
-
-
-LANGUAGE = _of("vlm-decoder")  # stand before the layers of a language model
-PROJECTORS = _of("vlm-projector")
-METHODS = [name for name in catalogue.methods() if name not in LANGUAGE + PROJECTORS]  # stand in the plain tower
+FACTS = {name: catalogue.facts(name) for name in catalogue.methods()}
+METHODS = [name for name, facts in FACTS.items() if facts.alone]  # go with a tower by itself
+PROJECTORS = [name for name, facts in FACTS.items() if not facts.alone and "projector" in facts.stages]
+LANGUAGE = [name for name, facts in FACTS.items() if facts.stages == ("llm",) and not facts.slots and not facts.alone]
 CONFIG = ViTConfig(image=24, patch=4, width=16, depth=4, heads=2, mlp=32, classes=5)
 BATCH = 3
 QUESTION = 5  # tokens of text after the image
@@ -80,35 +76,33 @@ def tokens(seed: int = 0, grid: tuple[int, int] = (6, 6), special: int = 1, vali
 
 def signals(reducer: Reducer, t: Tokens, seed: int = 1, train: bool = False) -> Signals:
     """Random signals of the kind the reducer reads, for tokens t; attention to padding is zero."""
-    b, n, h, dh, text = *t.x.shape[:2], CONFIG.heads, 8, QUESTION
-    keys = jax.random.split(jax.random.key(seed), 16)
-    seen = t.mask().astype(jnp.float32)
-    asked = jnp.arange(text) < jnp.asarray(TEXT_RAGGED)[jnp.arange(b) % 3, None]
+    b, n = t.x.shape[:2]
+    sizes = {"B": b, "N": n, "H": CONFIG.heads, "T": QUESTION, "D": CONFIG.width, "Dh": 8, "P": 1, "E": CONFIG.width}
+    given = {}
+    for name in reducer.reads:
+        signal = SIGNALS[name]
+        shape = tuple(sizes[dim] for dim in signal.shape.split())
+        key = jax.random.fold_in(jax.random.key(seed), list(SIGNALS).index(name))
+        given[name] = _made(signal, key, shape, t.mask().astype(jnp.float32))
+    return Signals(**given, key=jax.random.split(jax.random.key(seed + 1), b), train=train)
 
-    def attention(key, *rows):
-        p = jax.nn.softmax(jax.random.normal(key, (b, h, *rows, n)) * 2) * seen.reshape(b, 1, *[1] * len(rows), n)
-        return p / p.sum(-1, keepdims=True)
 
-    made = {
-        "class_attention": attention(keys[0]),
-        "attention_received": jax.random.uniform(keys[1], (b, n), minval=0.1) * seen,
-        "queries": jax.random.normal(keys[2], (b, n, h, dh)),
-        "keys": jax.random.normal(keys[3], (b, n, h, dh)),
-        "values": jax.random.normal(keys[4], (b, n, h, dh)),
-        "last_token_attention": attention(keys[5]),
-        "next_last_token_attention": attention(keys[6]),
-        "text_attention": attention(keys[7], text) * asked[:, None, :, None],
-        "text_features": jax.random.normal(keys[8], (b, text, CONFIG.width)),
-        "text_keys": jax.random.normal(keys[9], (b, text, h, dh)),
-        "text_valid": asked,
-        "rotary_position": jnp.broadcast_to(jnp.arange(4, 4 + n)[:, None], (b, n, 1)),
-        "text_position": jnp.broadcast_to(jnp.arange(4 + n, 4 + n + text)[:, None], (b, text, 1)),
-        "normed": jax.random.normal(keys[10], (b, n, CONFIG.width)),
-        "text_normed": jax.random.normal(keys[11], (b, text, CONFIG.width)),
-        "text_embedding": jax.random.normal(keys[12], (b, CONFIG.width)),
-    }
-    key = jax.random.split(jax.random.key(seed + 1), b)
-    return Signals(**{name: made[name] for name in reducer.reads}, key=key, train=train)
+def _made(signal: Signal, key: jax.Array, shape: tuple[int, ...], real: jax.Array) -> jax.Array:
+    asked = jnp.arange(QUESTION) < jnp.asarray(TEXT_RAGGED)[jnp.arange(shape[0]) % 3, None]
+    if signal.kind == "mask":
+        return asked
+    if signal.kind == "positions":
+        first = 4 if signal.axis is not None else 4 + real.shape[1]
+        return jnp.broadcast_to(jnp.arange(first, first + shape[1])[:, None], shape)
+    if signal.kind == "index":
+        return jnp.zeros(shape, jnp.int32)
+    if signal.kind != "probabilities":
+        return jax.random.normal(key, shape)
+    if signal.shape == "B N":  # sums over queries
+        return jax.random.uniform(key, shape, minval=0.1) * real
+    p = jax.nn.softmax(jax.random.normal(key, shape) * 2) * real.reshape(shape[0], *[1] * (len(shape) - 2), -1)
+    p = p / p.sum(-1, keepdims=True)
+    return p * asked[:, None, :, None] if "T" in signal.shape.split() else p
 
 
 def permute(t: Tokens, s: Signals, order: np.ndarray) -> tuple[Tokens, Signals]:
@@ -127,8 +121,8 @@ def disturbed(s: Signals, valid: jax.Array, by: float = 7.0) -> Signals:
             changed[name] = row + jnp.where(valid, 0.0, by).reshape(*valid.shape, *[1] * (row.ndim - 2))
     s = s.with_per_token(changed)
     text = {name: getattr(s, name) for name in ("text_features", "text_keys", "text_normed")}
-    asked = None if s.text_valid is None else s.text_valid
+    asked = s.text_valid
     for name, row in text.items():
         if row is not None and asked is not None:
             text[name] = row + jnp.where(asked, 0.0, by).reshape(*asked.shape, *[1] * (row.ndim - 2))
-    return s.replace(**text)
+    return s.replace(**{name: row for name, row in text.items() if row is not None})
