@@ -184,6 +184,10 @@ class Plan:
             )
         return self.make(dataclasses.replace(self.target, grid=tuple(grid))).with_params(self.params())
 
+    def for_pixels(self, pixels: Any, grid: tuple[int, int]) -> Plan:
+        """This plan with room for what its `inputs` keep of patches [B,N,V] that are at hand before tracing."""
+        return self if self.inputs is None else dataclasses.replace(self, inputs=self.inputs.fitted(pixels, grid))
+
     def _learned(self) -> dict[str, nnx.Module]:
         """What is learned, by the name of its site or slot; parts of a composition by path."""
         if self.projector is not None and modules(self.at(PROJECTOR)):

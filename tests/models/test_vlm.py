@@ -176,7 +176,7 @@ def test_methods_of_the_tower_stand_in_the_model(llava, method):
     [
         (lambda m: reduce(m, "uniform-grid", tokens=17), "17 tokens.*16"),
         (lambda m: reduce(m, "visionzap", tokens=4), "no method called"),
-        (lambda m: logits(m, Plan({"llm.layer.0.input": Keep()})), "no site 'llm.layer.0.input'"),
+        (lambda m: logits(m, Plan({"llm.layer.9.input": Keep()})), "no site 'llm.layer.9.input'"),
         (lambda m: logits(m, Plan({"llm.layer.1.input": Watch(("class_attention",))})), "reads class_attention"),
     ],
 )

@@ -21,8 +21,10 @@ from jtok.layers.block import Block
 from jtok.layers.heads import AttentionPool
 from jtok.layers.resize import resize_grid, sample_grid, sine_grid
 from jtok.layers.stack import Run, Stage, run_blocks
+from jtok.ops import select
 from jtok.plan import Plan
 from jtok.sites import TOWER_OUTPUT, tower_sites
+from jtok.slots import InputRule
 from jtok.target import Target
 from jtok.tokens import Tokens, from_features
 
@@ -148,8 +150,10 @@ class ViT(nnx.Module):
         plan = plan if c.packed else plan.for_grid((_patches(images.shape[1], c), _patches(images.shape[2], c)))
         if plan.grid is not None:
             images = _downsample(images, plan.grid, c)
+        if plan.inputs is not None and not isinstance(images, jax.core.Tracer):
+            plan = plan.for_pixels(patchify(images, c.patch), (images.shape[1] // c.patch, images.shape[2] // c.patch))
         with jax.named_scope("tower.embed"):
-            tokens = self._embed_packed(images, mask, shapes) if c.packed else self._embed(images)
+            tokens = self._embed_packed(images, mask, shapes) if c.packed else self._embed(images, plan.inputs)
         run = Run(plan, tokens, tower_sites(c.depth), _keys(key, images.shape[0]), train, given=given or {})
         run.hidden = [tokens.x] if hidden else None
         run_blocks(self.blocks, c.depth, run, remat=c.remat)
@@ -160,15 +164,15 @@ class ViT(nnx.Module):
             pooled, logits, distill = self._classify(run.tokens)
         return ViTOutput(run.tokens, pooled, logits, distill, run.memory, run.hidden, run.stages)
 
-    def _embed(self, images: Array) -> Tokens:
+    def _embed(self, images: Array, rule: InputRule | None) -> Tokens:
+        """The embedded patches that the rule chooses, each at its place in the whole image."""
         c = self.config
         b, h, w, channels = images.shape
         grid = _patches(h, c), _patches(w, c)
         if channels != c.channels:
             raise UserError(f"images have {channels} channels, the model takes {c.channels}.")
-        x = images[:, : grid[0] * c.patch, : grid[1] * c.patch]
-        x = x.reshape(b, grid[0], c.patch, grid[1], c.patch, channels).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patch(x.reshape(b, grid[0] * grid[1], -1).astype(c.compute))
+        patches = patchify(images, c.patch)
+        x = self.patch(patches.astype(c.compute))
         own = c.special - c.registers  # special tokens that may have rows in the position table
         table = self.position[...]
         lead, body = (table[:own], table[own:]) if c.class_position else (jnp.zeros((own, c.width)), table)
@@ -177,7 +181,9 @@ class ViT(nnx.Module):
             special = self.special[...].at[:own].add(lead)
             x = jnp.concatenate([jnp.broadcast_to(special.astype(x.dtype), (b, *special.shape)), x], 1)
         x = self.pre_norm(x) if self.pre_norm is not None else x
-        return from_features(x, grid, c.special)
+        tokens = from_features(x, grid, c.special)
+        keep = None if rule is None else rule.keep(patches, grid)
+        return tokens if keep is None else _chosen(tokens, keep, rule.count(keep.shape[1]))
 
     def _embed_packed(self, patches: Array, mask: Array | None, shapes: Array | None) -> Tokens:
         c = self.config
@@ -212,6 +218,21 @@ class ViT(nnx.Module):
             return pooled, logits, None
         distill = self.head_distill(x[:, 1].astype(jnp.float32))
         return pooled, (logits + distill) / 2, distill
+
+
+def patchify(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B N V"]:
+    """Values of the patches of `side` pixels in raster order: rows, columns, channels; what is left over is cut off."""
+    b, h, w, channels = images.shape
+    rows, columns = h // side, w // side
+    x = images[:, : rows * side, : columns * side].reshape(b, rows, side, columns, side, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, -1)
+
+
+def _chosen(tokens: Tokens, keep: Bool[Array, "B N"], slots: int) -> Tokens:
+    """The special tokens and the patches to keep, in `slots` slots of which those that are filled are valid."""
+    special, patches = tokens.split()
+    index = select.member_index(keep, slots)
+    return special.concat(patches.take(index, jnp.arange(slots) < keep.sum(1, keepdims=True)))
 
 
 def _patches(side: int, c: ViTConfig) -> int:
