@@ -15,8 +15,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok import kernels
+from jtok.layers.stacked import Stacked
 from jtok.models.decoder.cross import CrossCache
-from jtok.models.decoder.decoder import Decoder, Layer, Stack, counted
+from jtok.models.decoder.decoder import Decoder, Layer, counted
 
 
 @jax.tree_util.register_dataclass
@@ -115,7 +116,7 @@ def append(
     Returns the last layer's outputs and the caches. There must be free slots: the caller counts, since slots are not
     known while tracing. In a row the valid tokens take consecutive positions (by segment after renumbering).
     """
-    stack, start, crossed, written = Stack(decoder), 0, 0, []
+    stack, start, crossed, written = decoder.layers, 0, 0, []
     for cache in caches:
         if isinstance(cache, CrossCache):
             x = decoder.cross.layer(crossed).read(x, cache)
@@ -127,7 +128,7 @@ def append(
     return x, tuple(written)
 
 
-def _through(decoder: Decoder, stack: Stack, start: int, cache: Cache, x: Array, valid: Array) -> tuple[Array, Cache]:
+def _through(decoder: Decoder, stack: Stacked, start: int, cache: Cache, x: Array, valid: Array) -> tuple[Array, Cache]:
     """The layers of one cache."""
     position = counted(valid, cache.position.shape[-1], cache.next[:, None])
     rope, at = decoder.rope(position), cache.used

@@ -18,10 +18,11 @@ from jaxtyping import Array, Bool, Float
 from jtok import kernels
 from jtok.errors import UserError
 from jtok.layers.stack import Run
+from jtok.layers.stacked import Stacked
 from jtok.layers.tagged import tagged_attention
 from jtok.models.decoder.cache import new_cache
 from jtok.models.decoder.cross import CrossCache, CrossDecoder, CrossLayer
-from jtok.models.decoder.decoder import Layer, Stack
+from jtok.models.decoder.decoder import Layer
 from jtok.models.decoder.sequence import Text
 from jtok.plan import Plan, Reducer
 from jtok.tokens import Tokens
@@ -60,7 +61,7 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_n
 
     `run.tokens` are the visual tokens of each row, None without an image.
     """
-    stack, caches, at = Stack(decoder), [], 0
+    stack, caches, at = decoder.layers, [], 0
     for k, depth in enumerate(decoder.config.cross):
         if depth > at:
             text, cache = _own_layers(decoder, stack, text, at, depth, max_new_tokens)
@@ -81,7 +82,7 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_n
     return text, tuple(caches)
 
 
-def _own_layers(decoder: CrossDecoder, stack: Stack, text: Text, start: int, stop: int, max_new_tokens: int):
+def _own_layers(decoder: CrossDecoder, stack: Stacked, text: Text, start: int, stop: int, max_new_tokens: int):
     """(the text after self-attention layers [start, stop), their cache)."""
     rope = decoder.rope(text.position)
 

@@ -15,8 +15,9 @@ from jaxtyping import Array
 from jtok import kernels
 from jtok.layers.rotary import rotate
 from jtok.layers.stack import Run
+from jtok.layers.stacked import Stacked
 from jtok.models.decoder.cache import Cache, Caches, new_cache, received, with_free_slots
-from jtok.models.decoder.decoder import Decoder, Layer, Stack
+from jtok.models.decoder.decoder import Decoder, Layer
 from jtok.models.decoder.sequence import Positions, TokenSequence
 from jtok.plan import Reducer
 
@@ -45,7 +46,7 @@ def prefill(
     `run.plan` says what stands where; reducers see the visual tokens only. A cache policy at `decode` may shrink what
     each run of layers hands over.
     """
-    stack, depth = Stack(decoder), decoder.config.depth
+    stack, depth = decoder.layers, decoder.config.depth
     sites = {0: "llm.input"} | {i: f"llm.layer.{i}.input" for i in range(1, depth)}
     cuts = [i for i in sites if run.plan.at(sites[i]) is not None]
     policy = run.plan.at("decode")
@@ -64,7 +65,13 @@ def prefill(
 
 
 def _layers(
-    decoder: Decoder, stack: Stack, sequence: TokenSequence, start: int, stop: int, wants: Collection[str], watch: bool
+    decoder: Decoder,
+    stack: Stacked,
+    sequence: TokenSequence,
+    start: int,
+    stop: int,
+    wants: Collection[str],
+    watch: bool,
 ) -> tuple[TokenSequence, Cache, dict[str, Array]]:
     """(the sequence after layers [start, stop), their cache without free slots, signals of the last of them).
 
@@ -121,7 +128,7 @@ def _attend(q: Array, k: Array, v: Array, sequence: TokenSequence, causal: bool,
 
 
 def _reduce(
-    decoder: Decoder, stack: Stack, sequence: TokenSequence, run: Run, site: str, layer: int, positions: Positions
+    decoder: Decoder, stack: Stacked, sequence: TokenSequence, run: Run, site: str, layer: int, positions: Positions
 ) -> TokenSequence:
     """Lets the reducer at a site see the visual tokens, and puts the sequence together again."""
     before = sequence.visual_tokens()
@@ -136,7 +143,9 @@ def _reduce(
     return sequence.with_visual(run.tokens, positions)
 
 
-def _at_site(decoder: Decoder, stack: Stack, sequence: TokenSequence, reducer: Reducer, layer: int) -> dict[str, Array]:
+def _at_site(
+    decoder: Decoder, stack: Stacked, sequence: TokenSequence, reducer: Reducer, layer: int
+) -> dict[str, Array]:
     """The signals that need no attention of the layer before."""
     wants, few = set(reducer.reads), {}
     if "text_valid" in wants:
