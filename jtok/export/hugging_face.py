@@ -17,12 +17,12 @@ from jtok.checkpoints.release import release
 from jtok.checkpoints.safetensor_files import write_safetensors
 from jtok.checkpoints.trees import flatten
 from jtok.errors import UserError
+from jtok.layers.activations import TRANSFORMERS_NAMES
 from jtok.models.towers.load import load_vit
 from jtok.models.towers.vit import ViTConfig
 
 Names = Literal["transformers", "timm"]
 
-_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 #: Fields that no file of weights tells: how it is computed, and how its position table would be resized.
 _FREE = {"dtype", "remat", "antialias"}
 
@@ -112,7 +112,7 @@ def _transformers_config(kind: str, classes: str, c: ViTConfig) -> dict[str, Any
         "num_attention_heads": c.heads,
         "num_channels": c.channels,
         "patch_size": c.patch,
-        "hidden_act": _ACTIVATIONS[c.act],
+        "hidden_act": TRANSFORMERS_NAMES[c.act][0],
         "layer_norm_eps": c.eps,
     }
     stated |= {"num_patches": c.side**2} if c.packed else {"image_size": c.image}

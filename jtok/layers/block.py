@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jtok import kernels
+from jtok.layers.mlp import MLP, GatedMLP
 from jtok.ops import score
 from jtok.tokens import Tokens
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "silu": jax.nn.silu,
-}
 
 
 class BlockShape(Protocol):
@@ -73,20 +66,12 @@ class Attention(nnx.Module):
         return self.out(y), {name: signals[name] for name in wants}
 
 
-class MLP(nnx.Module):
-    """Two-layer MLP, or its gated form (`swiglu`: DINOv2 giant)."""
-
-    def __init__(self, c: BlockShape, rngs: nnx.Rngs):
-        self.act, self.gated = c.act, c.mlp_kind == "swiglu"
-        self.up = nnx.Linear(c.width, c.mlp * (2 if self.gated else 1), dtype=c.compute, rngs=rngs)
-        self.down = nnx.Linear(c.mlp, c.width, dtype=c.compute, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        h = self.up(x)
-        if self.gated:
-            gate, h = jnp.split(h, 2, -1)
-            return self.down(jax.nn.silu(gate) * h)
-        return self.down(ACTIVATIONS[self.act](h))
+def block_mlp(c: BlockShape, rngs: nnx.Rngs) -> MLP | GatedMLP:
+    """The MLP of a block, or its gated form (`swiglu`: DINOv2 giant)."""
+    kinds = {"dtype": c.compute, "rngs": rngs}
+    if c.mlp_kind == "swiglu":
+        return GatedMLP(c.width, c.mlp, c.width, **kinds)
+    return MLP(c.width, c.mlp, c.width, c.act, **kinds)
 
 
 class Block(nnx.Module):
@@ -97,7 +82,7 @@ class Block(nnx.Module):
         self.norm1 = nnx.LayerNorm(c.width, **norm)
         self.attention = Attention(c, rngs)
         self.norm2 = nnx.LayerNorm(c.width, **norm)
-        self.mlp = MLP(c, rngs)
+        self.mlp = block_mlp(c, rngs)
         self.scaled = c.layer_scale
         if c.layer_scale:
             self.scale1 = nnx.Param(jnp.ones(c.width))

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jtok import kernels
-from jtok.layers.block import MLP, BlockShape
+from jtok.layers.block import BlockShape, block_mlp
 
 
 class AttentionPool(nnx.Module):
@@ -20,7 +20,7 @@ class AttentionPool(nnx.Module):
         self.kv = nnx.LinearGeneral(c.width, (2, *shape), dtype=c.compute, rngs=rngs)
         self.out = nnx.LinearGeneral(shape, c.width, axis=(-2, -1), dtype=c.compute, rngs=rngs)
         self.norm = nnx.LayerNorm(c.width, epsilon=c.eps, dtype=c.compute, rngs=rngs)
-        self.mlp = MLP(c, rngs)
+        self.mlp = block_mlp(c, rngs)
 
     def __call__(self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None = None) -> Float[Array, "B D"]:
         """Pools all valid tokens of every image."""

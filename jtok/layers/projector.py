@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +20,7 @@ from jaxtyping import Array
 from jtok.checkpoints import projector_names
 from jtok.checkpoints.names import Rule
 from jtok.errors import UserError
-from jtok.layers.block import ACTIVATIONS
+from jtok.layers.activations import ACTIVATIONS, Activation
 from jtok.target import Target
 from jtok.tokens import Tokens
 
@@ -37,7 +36,7 @@ class ProjectorConfig:
     width: int
     depth: int = 2
     hidden: int = 0  # features between two layers; 0 = as many as come out
-    act: Literal["gelu", "gelu_tanh"] = "gelu"
+    act: Activation = "gelu"
     bias: bool = True
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
+from jtok.layers.stacked import Stacked
 from jtok.plan import Plan
 from jtok.reducer import Memory, Reducer
 from jtok.signals import Signals, made_by_attention
@@ -118,35 +119,27 @@ def run_blocks(
     part: range | None = None,
     first: int = 0,
 ) -> Run:
-    """Runs `depth` blocks, parameters stacked over layers, over `run.tokens`. Changes and returns `run`.
+    """Runs `depth` blocks, stacked or a sequence of them (`Stacked`), over `run.tokens`. Changes and returns `run`.
 
     part: numbers of the blocks to run, where the model does something of its own between blocks. first: number of the
     stack's first block, where `depth` counts the blocks of several stacks.
     """
-    graphdef, stacked = nnx.split(blocks)
+    layers = Stacked(blocks, remat=remat, scope=f"{prefix}.blocks", first=first)
     wants = wanted(run.plan, depth, prefix)
     part = range(depth) if part is None else part
-    own = jax.tree.leaves(stacked)[0].shape[0]
-
-    def block_at(i):
-        return nnx.merge(graphdef, jax.tree.map(lambda p: p[i - first], stacked))
 
     def whole(tokens: Tokens, layer) -> Array:
         tokens, _ = layer.attend(tokens)
         return layer.feed_forward(tokens).x
 
     def scan(tokens: Tokens, start: int, stop: int) -> Tokens:
-        everything = stop - start == own
         keep = run.hidden is not None
 
-        def body(x, item):
-            layer = nnx.merge(graphdef, item) if everything else block_at(item)
+        def body(layer, x):
             x = whole(tokens.replace(x=x), layer)
             return x, (x if keep else None)
 
-        body = jax.checkpoint(body) if remat else body
-        with jax.named_scope(f"{prefix}.blocks.{start}-{stop - 1}"):
-            x, ys = jax.lax.scan(body, tokens.x, stacked if everything else jnp.arange(start, stop))
+        x, ys = layers.scan(body, tokens.x, start, stop)
         if keep:
             run.hidden.extend(ys)
         return tokens.replace(x=x)
@@ -159,7 +152,7 @@ def run_blocks(
             return layer.feed_forward(tokens)
 
         first, second = (jax.checkpoint(f) if remat else f for f in (first, second))
-        layer = block_at(i)
+        layer = layers.layer(i)
         with jax.named_scope(f"{prefix}.block.{i}"):
             run.tokens, run.signals = first(run.tokens, layer)
         run.reduce(Site(prefix, i, "after_attention"))

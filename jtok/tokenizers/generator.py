@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
+from jtok.layers.mlp import mlp
 from jtok.tokenizers.released import Name, linear, norm
 
 
@@ -55,7 +56,7 @@ class _Layer(nnx.Module):
         return self.out(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
 
     def _feed(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return mlp(x, self.up, self.down, "gelu")
 
     def __call__(self, x: Float[Array, "B N D"], other: Float[Array, "B N D"] | None = None) -> Float[Array, "B N D"]:
         if self.skip is not None:

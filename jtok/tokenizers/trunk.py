@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from jtok.layers.block import Block
 from jtok.layers.stack import Run, run_blocks
+from jtok.layers.stacked import stack_layers
 from jtok.models.towers.vit import ViTConfig
 from jtok.plan import Plan
 from jtok.sites import tower_sites
@@ -29,13 +30,7 @@ class Trunk(nnx.Module):
     ):
         config = ViTConfig(width=width, depth=depth, heads=heads, mlp=mlp_ratio * width, eps=1e-5, dtype=dtype)
         self.depth, self.remat = depth, remat
-
-        @nnx.split_rngs(splits=depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked(rngs):
-            return Block(config, rngs)
-
-        self.blocks = stacked(rngs)
+        self.blocks = stack_layers(lambda rngs: Block(config, rngs), depth, rngs)
 
     def __call__(
         self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None = None, plan: Plan | None = None

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from jtok.checkpoints import projector_names
 from jtok.checkpoints.names import Rule
 from jtok.errors import UserError
+from jtok.layers.mlp import MLP
 from jtok.layers.query_attention import QueryAttention
 from jtok.ops import budget
 from jtok.plan import Plan
@@ -30,18 +31,6 @@ from jtok.tokens import Tokens
 LAYERS = (12, 16, 22, 23)
 
 
-class MLP(nnx.Module):
-    """Two linear layers with a GELU between."""
-
-    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(0.02)
-        self.up = nnx.Linear(inputs, width, kernel_init=normal, rngs=rngs)
-        self.down = nnx.Linear(width, width, kernel_init=normal, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
-
-
 class TokenPacker(nnx.Module):
     """One token for every `scale` x `scale` patches, from features of `width` to `out`; computes in float32."""
 
@@ -50,10 +39,11 @@ class TokenPacker(nnx.Module):
         inputs = width * len(self.layers_read)
         normal = nnx.initializers.normal(0.02)
         self.query = nnx.Linear(width, width, use_bias=False, kernel_init=normal, rngs=rngs)
-        self.key, self.value = MLP(inputs, width, rngs), MLP(inputs, width, rngs)
+        started = {"kernel_init": normal, "rngs": rngs}
+        self.key, self.value = (MLP(inputs, width, width, **started) for _ in "kv")
         self.query_norm, self.key_norm, self.value_norm = (nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs) for _ in "qkv")
         self.attention = QueryAttention(width, heads, rngs)
-        self.project = MLP(width, out, rngs)
+        self.project = MLP(width, out, out, **started)
 
     @property
     def names(self) -> list[Rule]:

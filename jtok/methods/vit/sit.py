@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jtok.errors import UserError
+from jtok.layers.mlp import MLP
 from jtok.ops import budget
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
@@ -28,24 +29,14 @@ from jtok.target import Target
 from jtok.tokens import Tokens
 
 
-class MLP(nnx.Module):
-    """Two linear layers with a GELU between, over the last axis."""
-
-    def __init__(self, width: int, hidden: int, out: int, rngs: nnx.Rngs):
-        self.up, self.down = nnx.Linear(width, hidden, rngs=rngs), nnx.Linear(hidden, out, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
-
-
 class Recover(nnx.Module):
     """The reverse module: `keep` slimmed tokens back to all `patches`; hidden layers are `ratio` times as wide."""
 
     def __init__(self, width: int, keep: int, patches: int, ratio: float, rngs: nnx.Rngs):
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.over_tokens = MLP(keep, int(ratio * patches), patches, rngs)
+        self.over_tokens = MLP(keep, int(ratio * patches), patches, rngs=rngs)
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.over_features = MLP(width, int(ratio * width), width, rngs)
+        self.over_features = MLP(width, int(ratio * width), width, rngs=rngs)
 
     def __call__(self, y: Float[Array, "B K D"]) -> Float[Array, "B P D"]:
         """There is no skip over the first MLP, since it changes the number of tokens."""
@@ -63,7 +54,7 @@ class SiT(nnx.Module, Reducer):
     def __init__(self, target: Target, keep: int, layers: int, ratio: float, reverse_ratio: float, rngs: nnx.Rngs):
         self.keep = keep
         self.norm = nnx.LayerNorm(target.width, epsilon=1e-5, rngs=rngs)
-        self.slim = MLP(target.width, int(target.width * ratio), keep, rngs)
+        self.slim = MLP(target.width, int(target.width * ratio), keep, rngs=rngs)
         self.scale = nnx.Param(jnp.ones(()))
         recover = [Recover(target.width, keep, target.patches, reverse_ratio, rngs) for _ in range(layers)]
         self.recover = nnx.List(recover)

@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float
 
 from jtok import kernels
 from jtok.cache import Cache
+from jtok.layers.stacked import Stacked
 from jtok.models.decoder.cross import CrossCache
-from jtok.models.decoder.decoder import Decoder, Layer, Stack, counted
+from jtok.models.decoder.decoder import Decoder, Layer, counted
 from jtok.slots import Attending, AttentionRule
 
 #: In the order of the layers.
@@ -35,7 +36,7 @@ def append(
     Returns the last layer's outputs and the caches. There must be free slots: the caller counts, since slots are not
     known while tracing. In a row the valid tokens take consecutive positions (by segment after renumbering).
     """
-    stack, start, crossed, written = Stack(decoder), 0, 0, []
+    stack, start, crossed, written = decoder.layers, 0, 0, []
     for cache in caches:
         if isinstance(cache, CrossCache):
             x = decoder.cross.layer(crossed).read(x, cache)
@@ -49,7 +50,7 @@ def append(
 
 
 def _through(
-    decoder: Decoder, stack: Stack, start: int, cache: Cache, x: Array, valid: Array, rule: AttentionRule | None
+    decoder: Decoder, stack: Stacked, start: int, cache: Cache, x: Array, valid: Array, rule: AttentionRule | None
 ) -> tuple[Array, Cache]:
     """The layers of one cache, attending as `rule` says if there is one."""
     position = counted(valid, cache.position.shape[-1], cache.next[:, None])

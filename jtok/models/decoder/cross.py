@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jtok import kernels
-from jtok.layers.block import ACTIVATIONS
+from jtok.layers.mlp import gated_maps, gated_mlp
+from jtok.layers.stacked import Stacked, stack_layers
 from jtok.models.decoder.decoder import Decoder, DecoderConfig, RMSNorm
 
 
@@ -47,8 +48,7 @@ class CrossLayer(nnx.Module):
         self.q = nnx.LinearGeneral(c.width, (c.heads, c.head_dim), **kinds)
         self.kv = nnx.LinearGeneral(c.width, (2 * c.kv_heads, c.head_dim), **kinds)
         self.out = nnx.LinearGeneral((c.heads, c.head_dim), c.width, axis=(-2, -1), **kinds)
-        self.up = nnx.LinearGeneral(c.width, (2, c.mlp), **kinds)  # gate, then value
-        self.down = nnx.Linear(c.mlp, c.width, **kinds)
+        self.up, self.down = gated_maps(c.width, c.mlp, **kinds)
         self.gate1, self.gate2 = nnx.Param(jnp.zeros((), storage)), nnx.Param(jnp.zeros((), storage))
 
     def queries(self, x: Float[Array, "B M D"]) -> Float[Array, "B M H Dh"]:
@@ -65,8 +65,7 @@ class CrossLayer(nnx.Module):
     ) -> Float[Array, "B M D"]:
         """The rest of the layer, given the attention's output `y`; text that looks at no image skips the MLP."""
         x = x + self.out(y) * jnp.tanh(self.gate1[...]).astype(x.dtype)
-        gate_value = self.up(self.norm2(x))
-        z = self.down(ACTIVATIONS[self.config.act](gate_value[:, :, 0]) * gate_value[:, :, 1])
+        z = gated_mlp(self.norm2(x), self.up, self.down, self.config.act)
         return x + jnp.where(open[..., None], z, 0) * jnp.tanh(self.gate2[...]).astype(x.dtype)
 
     def read(self, x: Float[Array, "B T D"], cache: CrossCache) -> Float[Array, "B T D"]:
@@ -79,17 +78,11 @@ class CrossStack(nnx.Module):
     """All cross-attention layers of a decoder."""
 
     def __init__(self, c: DecoderConfig, rngs: nnx.Rngs):
-        @nnx.split_rngs(splits=len(c.cross))
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked(rngs):
-            return CrossLayer(c, rngs)
-
-        self.blocks = stacked(rngs)
+        self.blocks = stack_layers(lambda rngs: CrossLayer(c, rngs), len(c.cross), rngs)
 
     def layer(self, i: int) -> CrossLayer:
         """Layer i alone."""
-        graphdef, stacked = nnx.split(self.blocks)
-        return nnx.merge(graphdef, jax.tree.map(lambda p: p[i], stacked))
+        return Stacked(self.blocks).layer(i)
 
 
 class CrossDecoder(Decoder):

@@ -19,9 +19,10 @@ from jtok import kernels
 from jtok.cache import new_cache
 from jtok.errors import UserError
 from jtok.layers.stack import Run, wanted
+from jtok.layers.stacked import Stacked
 from jtok.layers.tagged import tagged_attention
 from jtok.models.decoder.cross import CrossCache, CrossDecoder, CrossLayer
-from jtok.models.decoder.decoder import Layer, Stack
+from jtok.models.decoder.decoder import Layer
 from jtok.models.decoder.sequence import Text
 from jtok.plan import Plan
 from jtok.reducer import Compose, Reducer
@@ -54,7 +55,7 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_n
 
     `run.tokens` are the visual tokens of each row, None without an image.
     """
-    stack, caches, at = Stack(decoder), [], 0
+    stack, caches, at = decoder.layers, [], 0
     wants = wanted(run.plan, len(decoder.config.cross), "cross")
     for k, depth in enumerate(decoder.config.cross):
         if depth > at:
@@ -75,7 +76,7 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_n
     return text, tuple(caches)
 
 
-def _own_layers(decoder: CrossDecoder, stack: Stack, text: Text, start: int, stop: int, max_new_tokens: int):
+def _own_layers(decoder: CrossDecoder, stack: Stacked, text: Text, start: int, stop: int, max_new_tokens: int):
     """(the text after self-attention layers [start, stop), their cache)."""
     rope = decoder.rope(text.position)
 

@@ -19,8 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok import kernels
 from jtok.errors import UserError
-from jtok.layers.block import ACTIVATIONS
+from jtok.layers.activations import Activation
+from jtok.layers.mlp import gated_maps, gated_mlp
 from jtok.layers.rotary import Rotary, rotate, rotation
+from jtok.layers.stacked import Stacked, stack_layers
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -36,7 +38,7 @@ class DecoderConfig:
     kv_heads: int = 32
     head_dim: int = 128
     mlp: int = 11008
-    act: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    act: Activation = "silu"
     eps: float = 1e-6
     qkv_bias: bool = False
     out_bias: bool = False
@@ -91,8 +93,7 @@ class Layer(nnx.Module):
         self.qkv = nnx.LinearGeneral(c.width, (c.heads + 2 * c.kv_heads, c.head_dim), use_bias=c.qkv_bias, **kinds)
         self.out = nnx.LinearGeneral((c.heads, c.head_dim), c.width, axis=(-2, -1), use_bias=c.out_bias, **kinds)
         self.norm2 = RMSNorm(c)
-        self.up = nnx.LinearGeneral(c.width, (2, c.mlp), use_bias=c.mlp_bias, **kinds)  # gate, then value
-        self.down = nnx.Linear(c.mlp, c.width, use_bias=c.mlp_bias, **kinds)
+        self.up, self.down = gated_maps(c.width, c.mlp, use_bias=c.mlp_bias, **kinds)
 
     def project(self, x: Float[Array, "B N D"], rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         """Queries [B,N,H,Dh], keys and values [B,N,Hk,Dh]; queries and keys rotated to their positions."""
@@ -110,8 +111,7 @@ class Layer(nnx.Module):
 
     def feed_forward(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """The MLP half."""
-        gate_value = self.up(self.norm2(x))
-        return x + self.down(ACTIVATIONS[self.config.act](gate_value[:, :, 0]) * gate_value[:, :, 1])
+        return x + gated_mlp(self.norm2(x), self.up, self.down, self.config.act)
 
 
 class Decoder(nnx.Module):
@@ -123,15 +123,14 @@ class Decoder(nnx.Module):
             raise UserError(f"{c.heads} query heads cannot share {c.kv_heads} key heads: choose a divisor.")
         init, storage = nnx.initializers.normal(0.02), jnp.dtype(c.storage)
         self.embedding = nnx.Param(init(rngs.params(), (c.vocabulary + c.extra_ids, c.width), storage))
-
-        @nnx.split_rngs(splits=c.depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked(rngs):
-            return Layer(c, rngs)
-
-        self.blocks = stacked(rngs)
+        self.blocks = stack_layers(lambda rngs: Layer(c, rngs), c.depth, rngs)
         self.norm = RMSNorm(c)
         self.head = None if c.tied else nnx.Param(init(rngs.params(), (c.width, c.vocabulary), storage))
+
+    @property
+    def layers(self) -> Stacked:
+        """The layers, to be run."""
+        return Stacked(self.blocks, remat=self.config.remat, scope="llm.layers")
 
     def embed(self, ids: Int[Array, "B N"]) -> Float[Array, "B N D"]:
         """Embeddings of text ids."""
@@ -157,42 +156,14 @@ class Decoder(nnx.Module):
         """Logits at every slot of a text, without a cache. Positions [B,N] (or [3,B,N]) count valid slots if None."""
         valid = jnp.ones(ids.shape, bool) if valid is None else valid
         where = counted(valid, self.config.axes) if position is None else with_axes(position, self.config.axes)
-        layers, rope = Stack(self), self.rope(where)
+        rope = self.rope(where)
 
         def body(layer: Layer, x: Array) -> tuple[Array, None]:
             q, k, v = layer.project(x, rope)
             y = kernels.attention_scores(q, k, v, valid=valid, causal=not self.config.bidirectional).out
             return layer.finish(x, y), None
 
-        return self.logits(layers.scan(body, self.embed(ids), 0, self.config.depth)[0])
-
-
-class Stack:
-    """The layers of a decoder, run by `lax.scan` over stacked parameters, or one at a time."""
-
-    def __init__(self, decoder: Decoder):
-        self.graphdef, self.stacked = nnx.split(decoder.blocks)
-        self.depth, self.remat = decoder.config.depth, decoder.config.remat
-
-    def layer(self, i: int | Array) -> Layer:
-        """Layer i alone."""
-        return nnx.merge(self.graphdef, jax.tree.map(lambda p: p[i], self.stacked))
-
-    def scan(self, body, x: Any, start: int, stop: int, *more: Any) -> tuple[Any, Any]:
-        """Runs `body(layer, carry, *items) -> (carry, output)` over layers [start, stop), items being rows of `more`.
-
-        Returns the last carry and the stacked outputs.
-        """
-        everything = stop - start == self.depth
-
-        def step(x, item):
-            at, rows = item
-            layer = nnx.merge(self.graphdef, at) if everything else self.layer(at)
-            return body(layer, x, *rows)
-
-        step = jax.checkpoint(step) if self.remat else step
-        with jax.named_scope(f"llm.layers.{start}-{stop - 1}"):
-            return jax.lax.scan(step, x, (self.stacked if everything else jnp.arange(start, stop), more))
+        return self.logits(self.layers.scan(body, self.embed(ids), 0, self.config.depth)[0])
 
 
 def counted(valid: Bool[Array, "B N"], axes: int, first: int | Array = 0) -> Int[Array, "B N P"]:

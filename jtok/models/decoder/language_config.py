@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jtok.errors import UserError
+from jtok.layers.activations import activation_named
 from jtok.layers.rotary import Rotary
 from jtok.models.decoder.decoder import DecoderConfig, Dtype
 
@@ -45,7 +46,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
                           "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
     "gemma": _GEMMA,
 }  # fmt: skip
-_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 def decoder_config(
@@ -60,8 +60,6 @@ def decoder_config(
         raise UserError(f"'{source}' has a decoder of type '{kind}': jtok loads {', '.join(DEFAULTS)}.")
     fields = {**DEFAULTS[kind], **{name: value for name, value in stated.items() if value is not None}}
     act = fields.get("hidden_activation") or ("gelu_pytorch_tanh" if kind == "gemma" else fields["hidden_act"])
-    if act not in _ACTIVATIONS:
-        raise UserError(f"'{source}' uses the activation '{act}': jtok has {', '.join(_ACTIVATIONS)}.")
     heads = fields["num_attention_heads"]
     bias = bool(fields.get("attention_bias", False))
     return DecoderConfig(
@@ -73,7 +71,7 @@ def decoder_config(
             "kv_heads": fields.get("num_key_value_heads", heads),
             "head_dim": fields.get("head_dim", fields["hidden_size"] // heads),
             "mlp": fields["intermediate_size"],
-            "act": _ACTIVATIONS[act],
+            "act": activation_named(act, source),
             "eps": fields["rms_norm_eps"],
             "qkv_bias": bias or kind.startswith("qwen2"),
             "out_bias": bias,

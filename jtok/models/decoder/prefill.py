@@ -18,7 +18,7 @@ from jtok import kernels
 from jtok.cache import Cache, new_cache, with_free_slots
 from jtok.layers.stack import Run, wanted
 from jtok.models.decoder.append import Caches, received
-from jtok.models.decoder.decoder import Decoder, Layer, Stack
+from jtok.models.decoder.decoder import Decoder, Layer
 from jtok.models.decoder.sequence import Positions, TokenSequence
 from jtok.models.decoder.site_signals import attention_signals, site_signals
 from jtok.plan import Plan
@@ -64,7 +64,7 @@ class _Reader:
     """One reading of a batch of prompts."""
 
     def __init__(self, decoder: Decoder, run: Run, positions: Positions):
-        self.decoder, self.run, self.positions, self.stack = decoder, run, positions, Stack(decoder)
+        self.decoder, self.run, self.positions, self.stack = decoder, run, positions, decoder.layers
         plan, depth = run.plan, decoder.config.depth
         self.wants = [set(names) for names in wanted(plan, depth, "llm")]
         for layer in plan.layers.exits if plan.layers is not None else ():

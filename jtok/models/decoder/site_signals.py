@@ -9,7 +9,8 @@ from jaxtyping import Array
 
 from jtok import kernels
 from jtok.layers.rotary import rotate
-from jtok.models.decoder.decoder import Decoder, Layer, Stack
+from jtok.layers.stacked import Stacked
+from jtok.models.decoder.decoder import Decoder, Layer
 from jtok.models.decoder.sequence import TokenSequence
 from jtok.sites import Site
 
@@ -38,7 +39,7 @@ def attention_signals(q: Array, k: Array, v: Array, sequence: TokenSequence, cau
 
 
 def site_signals(
-    decoder: Decoder, stack: Stack, sequence: TokenSequence, reads: Collection[str], site: Site
+    decoder: Decoder, stack: Stacked, sequence: TokenSequence, reads: Collection[str], site: Site
 ) -> dict[str, Array]:
     """Those of the signals `reads` that are made at the site itself."""
     wants, few = set(reads), {}

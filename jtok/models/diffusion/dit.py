@@ -14,6 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jtok.layers.mlp import gated, mlp
+from jtok.layers.stacked import Stacked, stack_layers
+
 
 def plain_norm(x: Float[Array, "... D"], eps: float = 1e-5) -> Float[Array, "... D"]:
     """Layer norm without scale and bias, in float32."""
@@ -46,7 +49,7 @@ class TimeEmbedder(nnx.Module):
         self.up, self.out = nnx.Linear(frequencies, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, t: Float[Array, " B"]) -> Float[Array, "B D"]:
-        return self.out(jax.nn.silu(self.up(time_features(t, self.frequencies))))
+        return mlp(time_features(t, self.frequencies), self.up, self.out, "silu")
 
 
 class DiTBlock(nnx.Module):
@@ -73,7 +76,7 @@ class DiTBlock(nnx.Module):
         return self.out(y.reshape(x.shape))
 
     def _feed(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(gated(self.gate(x), self.up(x), "silu"))
 
     def __call__(
         self,
@@ -110,19 +113,12 @@ class DiT(nnx.Module):
         remat: bool = False,
     ):
         self.depth, self.remat = depth, remat
-
-        @nnx.split_rngs(splits=depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked(rngs):
-            return DiTBlock(width, head_size, modulations, rngs, dtype)
-
-        self.blocks = stacked(rngs)
+        self.blocks = stack_layers(lambda rngs: DiTBlock(width, head_size, modulations, rngs, dtype), depth, rngs)
 
     def __call__(self, x, mask=None, time=None, parts=()):
         """As `DiTBlock`."""
-        graph, stack = nnx.split(self.blocks)
 
-        def body(x, layer):
-            return nnx.merge(graph, layer)(x, mask, time, parts), None
+        def body(layer: DiTBlock, x: Array) -> tuple[Array, None]:
+            return layer(x, mask, time, parts), None
 
-        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, stack)[0]
+        return Stacked(self.blocks, remat=self.remat).scan(body, x, 0, self.depth)[0]

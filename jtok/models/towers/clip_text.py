@@ -21,7 +21,9 @@ from jtok.checkpoints.names import CLIP_NAMES, Rule
 from jtok.checkpoints.safetensor_files import Weights, check_names, open_weights, wrong_shape
 from jtok.checkpoints.trees import flatten
 from jtok.errors import UserError
-from jtok.layers.block import ACTIVATIONS, MLP, Attention
+from jtok.layers.activations import activation_named
+from jtok.layers.block import Attention, block_mlp
+from jtok.layers.stacked import Stacked, stack_layers
 
 #: What transformers takes for a field that the text_config leaves out.
 _DEFAULTS = {"vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
@@ -53,7 +55,7 @@ class _Block(nnx.Module):
 
     def __init__(self, c: ClipTextConfig, rngs: nnx.Rngs):
         self.norm1, self.norm2 = (nnx.LayerNorm(c.width, epsilon=c.eps, rngs=rngs) for _ in range(2))
-        self.attention, self.mlp = Attention(c, rngs), MLP(c, rngs)
+        self.attention, self.mlp = Attention(c, rngs), block_mlp(c, rngs)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         qkv = self.attention.qkv(self.norm1(x))
@@ -69,20 +71,13 @@ class ClipTextTower(nnx.Module):
         c = self.config = config
         self.embedding = nnx.Param(jnp.zeros((c.vocabulary, c.width)))
         self.position = nnx.Param(jnp.zeros((c.length, c.width)))
-
-        @nnx.split_rngs(splits=c.depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked(rngs):
-            return _Block(c, rngs)
-
-        self.blocks = stacked(rngs)
+        self.blocks = stack_layers(lambda rngs: _Block(c, rngs), c.depth, rngs)
         self.norm = nnx.LayerNorm(c.width, epsilon=c.eps, rngs=rngs)
         self.projection = nnx.Param(jnp.zeros((c.width, c.shared)))
 
     def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B E"]:
         x = self.embedding[...][ids] + self.position[: ids.shape[1]]
-        graphdef, layers = nnx.split(self.blocks)
-        x, _ = jax.lax.scan(lambda x, layer: (nnx.merge(graphdef, layer)(x), None), x, layers)
+        x, _ = Stacked(self.blocks).scan(lambda layer, x: (layer(x), None), x, 0, self.config.depth)
         at = jnp.argmax(ids if self.config.end is None else ids == self.config.end, 1)
         last = jnp.take_along_axis(x, at[:, None, None], 1)[:, 0]
         return self.norm(last) @ self.projection[...]
@@ -141,17 +136,17 @@ class ClipText:
 def load_clip_text(path: str | os.PathLike) -> ClipText:
     """The text side of CLIP, and its shared space, from a Hugging Face directory of a CLIPModel.
 
-    Raises UserError, one sentence each, for a directory that holds no CLIPModel, missing tensors (all in one sentence),
-    a tensor of the wrong shape, and a tokenizer that cannot be read.
+    Raises UserError, one sentence each, for a directory that holds no CLIPModel, an activation that jtok does not
+    have, missing tensors (all in one sentence), a tensor of the wrong shape, and a tokenizer that cannot be read.
     """
     weights = open_weights(path)
     stated = weights.config or {}
     fields = {**_DEFAULTS, **(stated.get("text_config") or {})}
-    if stated.get("model_type") != "clip" or fields["hidden_act"] not in ACTIVATIONS:
+    if stated.get("model_type") != "clip":
         raise UserError(f"'{path}' holds no CLIP with a text side: give the directory of a CLIPModel of transformers.")
     needed = {"text_projection.weight", *_SPACE.values()}
     check_names(weights, missing=needed - weights.shapes.keys(), unknown=())
-    config = _config(fields, weights.shapes["text_projection.weight"][0])
+    config = _config(path, fields, weights.shapes["text_projection.weight"][0])
     like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: ClipTextTower(config, nnx.Rngs(0))), nnx.Param))
     scale, bias, projection = (jnp.asarray(weights.read(name)) for name in _SPACE.values())
     eps = (stated.get("vision_config") or {}).get("layer_norm_eps", _DEFAULTS["layer_norm_eps"])
@@ -176,7 +171,7 @@ _NAMES = [
 ]
 
 
-def _config(fields: Mapping[str, Any], shared: int) -> ClipTextConfig:
+def _config(path: str | os.PathLike, fields: Mapping[str, Any], shared: int) -> ClipTextConfig:
     end = fields["eos_token_id"]
     return ClipTextConfig(
         vocabulary=fields["vocab_size"],
@@ -186,7 +181,7 @@ def _config(fields: Mapping[str, Any], shared: int) -> ClipTextConfig:
         heads=fields["num_attention_heads"],
         length=fields["max_position_embeddings"],
         eps=fields["layer_norm_eps"],
-        act=fields["hidden_act"],
+        act=activation_named(fields["hidden_act"], path, "in its text tower"),
         end=None if end == 2 else end,  # the first configs had a wrong id there; transformers then takes the highest
         shared=shared,
     )

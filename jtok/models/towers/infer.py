@@ -9,10 +9,9 @@ from typing import Any
 from jtok.checkpoints.names import IGNORED, split_name
 from jtok.checkpoints.safetensor_files import Weights
 from jtok.errors import UserError
+from jtok.layers.activations import activation_named
 from jtok.models.towers.presets import PRESETS
 from jtok.models.towers.vit import ViTConfig
-
-_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 #: What transformers takes for a field that a config.json leaves out; published nested configs hold differences only.
 _COMMON = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3}
@@ -42,16 +41,13 @@ def config_from_transformers(weights: Weights) -> ViTConfig:
             f"give a directory of {known}."
         )
     fields = {**_DEFAULTS[kind], **(stated.get("vision_config") or stated)}
-    act = fields["hidden_act"]
-    if act not in _ACTIVATIONS:
-        raise UserError(f"'{weights.source}' uses the activation '{act}': jtok has {', '.join(_ACTIVATIONS)}.")
     common = {
         "patch": _square(weights, "patch_size", fields["patch_size"]),
         "width": fields["hidden_size"],
         "depth": fields["num_hidden_layers"],
         "heads": fields["num_attention_heads"],
         "channels": fields["num_channels"],
-        "act": _ACTIVATIONS[act],
+        "act": activation_named(fields["hidden_act"], weights.source),
         "eps": fields["layer_norm_eps"],
     }
     if kind == "siglip2":

@@ -22,9 +22,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok import kernels
 from jtok.errors import UserError
-from jtok.layers.block import ACTIVATIONS
+from jtok.layers.activations import Activation
+from jtok.layers.mlp import gated_maps, gated_mlp
 from jtok.layers.rotary import axial_rotation, rotate
 from jtok.layers.stack import Run
+from jtok.layers.stacked import Stacked, stack_layers
 from jtok.models.towers.vit import ViTOutput
 from jtok.plan import Plan
 from jtok.pruner import Pruner
@@ -49,7 +51,7 @@ class QwenVisionConfig:
     merge: int = 2  # patches a side that become one token
     window: int = 4  # quads a side of a window (112 pixels)
     full: tuple[int, ...] = (7, 15, 23, 31)  # blocks that attend to the whole image
-    act: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    act: Activation = "silu"
     theta: float = 10000.0
     eps: float = 1e-6
     grid: tuple[int, int] = (32, 32)  # quads that a plan is made for, where its maker does not say
@@ -122,8 +124,7 @@ class QwenBlock(nnx.Module):
         self.qkv = nnx.LinearGeneral(c.width, (3, *inner), **kinds)
         self.out = nnx.LinearGeneral(inner, c.width, axis=(-2, -1), **kinds)
         self.norm2 = nnx.RMSNorm(c.width, epsilon=c.eps, **kinds)
-        self.up = nnx.LinearGeneral(c.width, (2, c.mlp), **kinds)  # gate, then value
-        self.down = nnx.Linear(c.mlp, c.width, **kinds)
+        self.up, self.down = gated_maps(c.width, c.mlp, **kinds)
 
     def __call__(
         self,
@@ -144,8 +145,7 @@ class QwenBlock(nnx.Module):
         rows = "all" if scored else None
         result = kernels.attention_scores(q, k, v, valid=mask, rows=rows, row_weights=weights)
         x = x + self.out(result.out.reshape(b, w, p, *q.shape[2:]))
-        gate_value = self.up(self.norm2(x))
-        x = x + self.down(ACTIVATIONS[self.act](gate_value[..., 0, :]) * gate_value[..., 1, :])
+        x = x + gated_mlp(self.norm2(x), self.up, self.down, self.act)
         signals = {"queries": q, "keys": k, "values": v, "attention_received": result.received}
         return x, {name: signals[name].reshape(b, w, p, *signals[name].shape[2:]) for name in wants if name in signals}
 
@@ -161,13 +161,7 @@ class QwenVision(nnx.Module):
             )
         values = c.channels * c.temporal * c.patch**2
         self.patch = nnx.Linear(values, c.width, use_bias=False, dtype=c.compute, rngs=rngs)
-
-        @nnx.split_rngs(splits=c.depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked(rngs):
-            return QwenBlock(c, rngs)
-
-        self.blocks = stacked(rngs)
+        self.blocks = stack_layers(lambda rngs: QwenBlock(c, rngs), c.depth, rngs)
         self.norm = nnx.RMSNorm(c.width, epsilon=c.eps, dtype=c.compute, rngs=rngs)
 
     def __call__(
@@ -206,25 +200,19 @@ class QwenVision(nnx.Module):
 
     def _blocks(self, x: Array, rope: Rope, valid: Array, wants: Collection[str]) -> tuple[Array, dict[str, Array]]:
         """(output of the last block, the signals that it gives)."""
-        graphdef, stacked = nnx.split(self.blocks)
+        layers = Stacked(self.blocks, remat=self.config.remat, scope="tower.blocks")
         signals: dict[str, Array] = {}
-
-        def at(i):
-            return nnx.merge(graphdef, jax.tree.map(lambda p: p[i], stacked))
-
         for start, stop, full in self.config.runs():
             alone = bool(wants) and stop == self.config.depth
 
-            def body(x, i, full=full):
-                return at(i)(x, rope, valid, full)[0], None
+            def body(layer: QwenBlock, x: Array, full=full) -> tuple[Array, None]:
+                return layer(x, rope, valid, full)[0], None
 
-            body = jax.checkpoint(body) if self.config.remat else body
             if stop - alone > start:
-                with jax.named_scope(f"tower.blocks.{start}-{stop - 1 - alone}"):
-                    x, _ = jax.lax.scan(body, x, jnp.arange(start, stop - alone))
+                x, _ = layers.scan(body, x, start, stop - alone)
             if alone:
                 with jax.named_scope(f"tower.block.{stop - 1}"):
-                    x, signals = at(stop - 1)(x, rope, valid, full, wants)
+                    x, signals = layers.layer(stop - 1)(x, rope, valid, full, wants)
         return x, signals
 
     def _rope(self, cut: _Cut) -> Rope:

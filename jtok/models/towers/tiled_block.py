@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jtok.layers.block import MLP
+from jtok.layers.block import block_mlp
 from jtok.layers.tagged import tagged_attention
 from jtok.models.towers.tiled_config import TiledConfig
 from jtok.tokens import Tokens
@@ -76,7 +76,7 @@ class TiledBlock(nnx.Module):
         self.norm1 = nnx.LayerNorm(c.width, **norm)
         self.attention = TiledAttention(c, rngs)
         self.norm2 = nnx.LayerNorm(c.width, **norm)
-        self.mlp = MLP(c, rngs)
+        self.mlp = block_mlp(c, rngs)
         self.gate1 = nnx.Param(jnp.zeros(())) if gated else None
         self.gate2 = nnx.Param(jnp.zeros(())) if gated else None
 

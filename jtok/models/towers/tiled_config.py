@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from jtok.layers.activations import Activation
 from jtok.target import Target
 
 #: Tokens of a tile are filled up to a multiple of this.
@@ -28,7 +29,7 @@ class TiledConfig:
     tiles: int = 4  # of every image, most of them padding
     aspects: int = 8  # arrangements of tiles; 0 is the id of none
     taps: tuple[int, ...] = (3, 7, 15, 23, 30)  # local blocks whose outputs go on
-    act: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    act: Activation = "gelu"
     eps: float = 1e-5
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"

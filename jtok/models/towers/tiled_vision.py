@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from jtok.errors import UserError
 from jtok.layers.resize import resize_grid
 from jtok.layers.stack import Run, run_blocks
+from jtok.layers.stacked import stack_layers
 from jtok.models.towers.tiled_block import PADDING, TiledBlock
 from jtok.models.towers.tiled_config import MULTIPLE, TiledConfig
 from jtok.plan import Plan
@@ -124,12 +125,7 @@ class Deep(nnx.Module):
 
 
 def _stacked(c: TiledConfig, depth: int, gated: bool, rngs: nnx.Rngs) -> TiledBlock:
-    @nnx.split_rngs(splits=depth)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def stacked(rngs):
-        return TiledBlock(c, rngs, gated)
-
-    return stacked(rngs)
+    return stack_layers(lambda rngs: TiledBlock(c, rngs, gated), depth, rngs)
 
 
 def _side_by_side(tokens: Tokens, taps: tuple[int, ...]) -> Tokens:

@@ -17,10 +17,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
+from jtok.layers.activations import Activation
 from jtok.layers.block import Block
 from jtok.layers.heads import AttentionPool
 from jtok.layers.resize import resize_grid, sample_grid, sine_grid
 from jtok.layers.stack import Run, Stage, run_blocks
+from jtok.layers.stacked import stack_layers
 from jtok.ops import select
 from jtok.plan import Plan
 from jtok.sites import TOWER_OUTPUT, tower_sites
@@ -49,7 +51,7 @@ class ViTConfig:
     antialias: bool = False  # how the table is resized (bicubic): the released models differ
     crop: bool = False  # pixels beyond the last whole patch are left out (SigLIP: 384 pixels, patch 14), else refused
     head: Literal["class", "distill", "mean", "mean_all", "map", "none"] = "class"  # mean_all: special tokens too
-    act: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    act: Activation = "gelu"
     mlp_kind: Literal["mlp", "swiglu"] = "mlp"
     eps: float = 1e-6
     qkv_bias: bool = True
@@ -113,13 +115,7 @@ class ViT(nnx.Module):
         self.position = nnx.Param(jnp.concatenate([jnp.zeros((own, c.width)), sine_grid(c.side, c.side, c.width)]))
         self.special = nnx.Param(init(rngs.params(), (c.special, c.width))) if c.special else None
         self.pre_norm = nnx.LayerNorm(c.width, epsilon=c.eps, dtype=c.compute, rngs=rngs) if c.pre_norm else None
-
-        @nnx.split_rngs(splits=c.depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked(rngs):
-            return Block(c, rngs)
-
-        self.blocks = stacked(rngs)
+        self.blocks = stack_layers(lambda rngs: Block(c, rngs), c.depth, rngs)
         norm = c.final_norm != "none"  # features of a layer further down, as vision-language models take them
         self.norm = nnx.LayerNorm(c.width, epsilon=c.eps, dtype=c.compute, rngs=rngs) if norm else None
         self.pool = AttentionPool(c, rngs) if c.head == "map" else None

@@ -16,6 +16,7 @@ from jtok.checkpoints.safetensor_files import Weights, open_weights, read_json
 from jtok.checkpoints.stream import Part, read
 from jtok.checkpoints.vlm_names import LANGUAGE_NAMES, NEWLINE_NAMES, PROJECTOR_NAMES, QWEN_NAMES
 from jtok.errors import UserError
+from jtok.layers.activations import activation_named
 from jtok.layers.projector import ProjectorConfig
 from jtok.models.decoder.decoder import Decoder, DecoderConfig, Dtype
 from jtok.models.decoder.language_config import decoder_config
@@ -43,7 +44,6 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 #: Families with a tower of their own, and what makes their configs of (directory, config.json, dtype).
 _BUILDERS: dict[str, Callable[..., AnyConfig]] = {"qwen2_5_vl": qwen_config, "mllama": mllama_config}
-_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,5 @@ def _projector(
 ) -> ProjectorConfig:
     if family == "paligemma":
         return ProjectorConfig(inputs, width, depth=1)
-    act = fields.get("projector_hidden_act", "gelu")
-    if act not in _ACTIVATIONS:
-        raise UserError(f"'{path}' has a projector with activation '{act}': jtok has {', '.join(_ACTIVATIONS)}.")
-    return ProjectorConfig(inputs, width, act=_ACTIVATIONS[act], bias=fields.get("multimodal_projector_bias", True))
+    act = activation_named(fields.get("projector_hidden_act", "gelu"), path, "in its projector")
+    return ProjectorConfig(inputs, width, act=act, bias=fields.get("multimodal_projector_bias", True))

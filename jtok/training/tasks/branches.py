@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jtok.models.decoder.decoder import Decoder, Layer, Stack
+from jtok.models.decoder.decoder import Decoder, Layer
 
 
 class Prefix(NamedTuple):
@@ -39,7 +39,7 @@ def branch(decoder: Decoder, prefix: Prefix, branches: Float[Array, "B Q T D"]) 
         return layer.finish(x, jnp.concatenate([first, rest], 1)), None
 
     x = jnp.concatenate([prefix.x, branches.reshape(b, q * t, d)], 1)
-    x, _ = Stack(decoder).scan(body, x, 0, decoder.config.depth)
+    x, _ = decoder.layers.scan(body, x, 0, decoder.config.depth)
     return x[:, p:].reshape(b, q, t, d)
 
 

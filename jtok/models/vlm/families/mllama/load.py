@@ -9,6 +9,7 @@ from typing import Any
 from jtok.checkpoints.stream import Part
 from jtok.checkpoints.vlm_names import LANGUAGE_NAMES
 from jtok.errors import UserError
+from jtok.layers.activations import activation_named
 from jtok.layers.projector import ProjectorConfig
 from jtok.models.decoder.decoder import Dtype
 from jtok.models.decoder.language_config import decoder_config
@@ -33,7 +34,6 @@ _TOWER: dict[str, Any] = {
     "intermediate_layers_indices": (3, 7, 15, 23, 30),
 }
 _CROSS = (3, 8, 13, 18, 23, 28, 33, 38)
-_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 #: Rows of the embedding table behind the vocabulary, for the id that stands for an image.
 _EXTRA = 8
 
@@ -66,9 +66,8 @@ def mllama_config(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dty
 
 def _tower(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype) -> TiledConfig:
     fields = {**_TOWER, **{name: value for name, value in stated.items() if value is not None}}
-    act, tiles, local = fields["hidden_act"], fields["max_num_tiles"], fields["num_hidden_layers"]
-    if act not in _ACTIVATIONS:
-        raise UserError(f"'{path}' has a tower with activation '{act}': jtok has {', '.join(_ACTIVATIONS)}.")
+    act = activation_named(fields["hidden_act"], path, "in its tower")
+    tiles, local = fields["max_num_tiles"], fields["num_hidden_layers"]
     known = [list(a) for a in arrangements(tiles)]
     if [list(a) for a in fields.get("supported_aspect_ratios", known)] != known:
         raise UserError(f"'{path}' lists supported_aspect_ratios that are not all of at most {tiles} tiles: {known}.")
@@ -87,7 +86,7 @@ def _tower(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype) -> 
         tiles=tiles,
         aspects=len(known),
         taps=taps,
-        act=_ACTIVATIONS[act],
+        act=act,
         eps=fields["norm_eps"],
         dtype=dtype,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jtok.errors import UserError
+from jtok.layers.activations import activation_named
 from jtok.layers.projector import ProjectorConfig
 from jtok.models.decoder.decoder import Dtype
 from jtok.models.decoder.language_config import decoder_config
@@ -28,7 +29,6 @@ _TOWER: dict[str, Any] = {
     "fullatt_block_indexes": (7, 15, 23, 31),
     "hidden_act": "silu",
 }
-_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 def qwen_config(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype) -> VLMConfig:
@@ -57,9 +57,8 @@ def qwen_config(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype
 def _tower(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype) -> tuple[QwenVisionConfig, int]:
     """(the tower's config, features of its merged tokens)."""
     fields = {**_TOWER, **{name: value for name, value in stated.items() if value is not None}}
-    act, side = fields["hidden_act"], fields["patch_size"] * fields["spatial_merge_size"]
-    if act not in _ACTIVATIONS:
-        raise UserError(f"'{path}' uses the activation '{act}' in its tower: jtok has {', '.join(_ACTIVATIONS)}.")
+    act = activation_named(fields["hidden_act"], path, "in its tower")
+    side = fields["patch_size"] * fields["spatial_merge_size"]
     if fields["window_size"] < side:
         raise UserError(f"'{path}' has windows of {fields['window_size']} pixels: they must hold a token of {side}.")
     config = QwenVisionConfig(
@@ -73,7 +72,7 @@ def _tower(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype) -> 
         merge=fields["spatial_merge_size"],
         window=fields["window_size"] // side,
         full=tuple(fields["fullatt_block_indexes"]),
-        act=_ACTIVATIONS[act],
+        act=act,
         theta=float((fields.get("rope_parameters") or {}).get("rope_theta", 10000.0)),
         dtype=dtype,
     )
