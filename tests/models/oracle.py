@@ -30,6 +30,7 @@ class Watch(Reducer):
     """Changes nothing and remembers what it was shown."""
 
     reads: tuple[str, ...] = ()
+    observes = True
 
     def __call__(self, tokens, signals, memory):
         seen = {name: getattr(signals, name) for name in self.reads} | {"x": tokens.x, "position": tokens.position}

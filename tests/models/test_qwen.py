@@ -90,10 +90,10 @@ def test_names_in_memory_and_a_flat_config(pair, tmp_path):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def received(reference, one):
-    """(attention that each token's patches received in the last block, their keys), averaged over the patches."""
+def received(reference, one, number=-1):
+    """(attention that each token's patches received in a block, their keys), averaged over the patches."""
     seen = {}
-    block = reference.model.visual.blocks[-1].attn
+    block = reference.model.visual.blocks[number].attn
     hook = block.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs, x=args[0]), with_kwargs=True)
     theirs(reference, one)
     hook.remove()
@@ -111,15 +111,22 @@ def received(reference, one):
     return quads
 
 
-def test_signals_behind_the_tower_are_means_over_the_patches_of_a_token(pair):
+@pytest.mark.parametrize("where", ["tower.output", "after_attention", "output", "input of the next"])
+def test_signals_of_the_tower_are_means_over_the_patches_of_a_token(pair, where):
+    """After the last block, and wherever an observer is placed in or after an earlier one that sees the whole image."""
     reference, model, _ = pair
+    number = model.config.tower.full[0]
+    assert number < model.config.tower.depth - 1
+    site = {"tower.output": where, "input of the next": f"tower.block.{number + 1}.input"}
+    site = site.get(where, f"tower.block.{number}.{where}")
+    number = -1 if where == "tower.output" else number
     some = [qwen.prompt([3, qwen.visual("image", (1, h, w), 7), 5], 0) for h, w in ((6, 10), (4, 6))]
-    plan = Plan({"tower.output": oracle.Watch(("attention_received", "keys"))})
+    plan = Plan({site: oracle.Watch(("attention_received", "keys"))})
     seen = dataclasses.replace(model, plan=plan).read(qwen.inputs(model, some), max_new_tokens=1).memory["watch"]
     for row, one in enumerate(some):
         _, h, w = one.visuals[0].grid
         place = np.s_[: h // 2, : w // 2]
-        for name, expected in zip(("attention_received", "keys"), received(reference, one), strict=True):
+        for name, expected in zip(("attention_received", "keys"), received(reference, one, number), strict=True):
             whole = np.asarray(seen[name][row])
             ours = whole.reshape(3, 5, *whole.shape[1:])[place].reshape(expected.shape)
             np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5, err_msg=name)
@@ -233,7 +240,7 @@ def test_blocks_of_one_kind_run_together():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda m: reduce(m, "tome", tokens=4), "no site 'tower.block.0.*in windows and quads"),
+        (lambda m: reduce(m, "tome", tokens=4), "ToMe cannot reduce at 'tower.block.0.*in windows and quads"),
         (lambda m: reduce(m, "downsample-image", tokens=4), "as patches: set max_pixels"),
         (lambda m: reduce(m, "fastervlm", tokens=4), "no class token"),
         (

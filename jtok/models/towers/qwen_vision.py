@@ -11,7 +11,7 @@ last axis of patches and full attention over both, with one mask of padding for 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,12 +25,12 @@ from jtok.errors import UserError
 from jtok.layers.activations import Activation
 from jtok.layers.mlp import gated_maps, gated_mlp
 from jtok.layers.rotary import axial_rotation, rotate
-from jtok.layers.stack import Run
+from jtok.layers.stack import Run, wanted
 from jtok.layers.stacked import Stacked, stack_layers
 from jtok.models.towers.vit import ViTOutput
 from jtok.plan import Plan
 from jtok.pruner import Pruner
-from jtok.sites import TOWER_OUTPUT, Site
+from jtok.sites import TOWER_OUTPUT, Site, Where, tower_sites
 from jtok.target import Target
 from jtok.tokens import from_features
 
@@ -78,11 +78,11 @@ class QwenVisionConfig:
         return Target(self.depth, grid or self.grid, self.quad * self.width, self.heads, 0, has_class=False)
 
     def sites(self) -> list[Site]:
-        """The only site of the tower."""
-        return [TOWER_OUTPUT]
+        """All sites of the tower; before its output there is place for observers only."""
+        return tower_sites(self.depth)
 
     def fit(self, plan: Plan) -> Plan:
-        """The plan with pruners that look at no attention moved from the blocks behind the tower: the last of them."""
+        """The plan whose pruners in blocks, if they read no attention, are moved to the output: the last of them."""
         inside = {site: r for site, r in plan.sites.items() if site.stage == "tower" and site.layer is not None}
         if not inside or any(r.reads or not isinstance(r, Pruner) for r in inside.values()):
             return plan
@@ -90,13 +90,13 @@ class QwenVisionConfig:
         return dataclasses.replace(plan, sites={TOWER_OUTPUT: list(inside.values())[-1]} | rest)
 
     def check(self, plan: Plan) -> None:
-        """Raises UserError for what cannot stand in this tower."""
-        inside = [site for site in plan.sites if site.stage == "tower" and site.layer is not None]
-        if inside:
-            raise UserError(
-                f"there is no site '{inside[0]}' in the tower of Qwen2.5-VL, whose patches stay in windows and quads: "
-                "reduce at tower.output, projector, llm.input or llm.layer.K.input."
-            )
+        """Raises UserError for what cannot be placed in this tower."""
+        for site, reducer in plan.sites.items():
+            if site.stage == "tower" and site.layer is not None and not reducer.observes:
+                raise UserError(
+                    f"{type(reducer).__name__} cannot reduce at '{site}' in the tower of Qwen2.5-VL, whose patches "
+                    "stay in windows and quads: reduce at tower.output, projector, llm.input or llm.layer.K.input."
+                )
         if plan.grid is not None:
             raise UserError(
                 f"'{plan.name}' resizes images, but Qwen2.5-VL gets them as patches: set max_pixels of its processor."
@@ -126,7 +126,7 @@ class QwenBlock(nnx.Module):
         self.norm2 = nnx.RMSNorm(c.width, epsilon=c.eps, **kinds)
         self.up, self.down = gated_maps(c.width, c.mlp, **kinds)
 
-    def __call__(
+    def attend(
         self,
         x: Float[Array, "B W P D"],
         rope: Rope,
@@ -134,7 +134,10 @@ class QwenBlock(nnx.Module):
         full: bool,
         wants: Collection[str] = (),
     ) -> tuple[Float[Array, "B W P D"], dict[str, Array]]:
-        """(output, the signals named in `wants` [B,W,P,...]). Patches see their window, or the image if `full`."""
+        """The attention half; also the signals named in `wants` [B,W,P,...].
+
+        Patches attend to their window, or to the image if `full`.
+        """
         b, w, p, _ = x.shape
         groups = (b, w * p) if full else (b * w, p)
         q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)).reshape(b, w * p, 3, *self.qkv.out_features[1:]), 2, 0)
@@ -145,9 +148,12 @@ class QwenBlock(nnx.Module):
         rows = "all" if scored else None
         result = kernels.attention_scores(q, k, v, valid=mask, rows=rows, row_weights=weights)
         x = x + self.out(result.out.reshape(b, w, p, *q.shape[2:]))
-        x = x + gated_mlp(self.norm2(x), self.up, self.down, self.act)
         signals = {"queries": q, "keys": k, "values": v, "attention_received": result.received}
         return x, {name: signals[name].reshape(b, w, p, *signals[name].shape[2:]) for name in wants if name in signals}
+
+    def feed_forward(self, x: Float[Array, "B W P D"]) -> Float[Array, "B W P D"]:
+        """The MLP half."""
+        return x + gated_mlp(self.norm2(x), self.up, self.down, self.act)
 
 
 class QwenVision(nnx.Module):
@@ -176,8 +182,8 @@ class QwenVision(nnx.Module):
         """Features of images on a grid of Y x X quads, each of Q patches of V values (channel, frame, row, column).
 
         sizes: rows and columns of quads that an image really has, from the top left. key: one PRNG key an image [B].
-        At `tower.output` queries, keys and values are those of the last block and like the attention received averaged
-        over a quad. Raises UserError for plans that do not fit.
+        A token is a quad, the features of its patches side by side; signals are averaged over a quad. Raises UserError
+        for plans that do not fit.
         """
         c, plan = self.config, plan or Plan()
         c.check(plan)
@@ -189,31 +195,59 @@ class QwenVision(nnx.Module):
         with jax.named_scope("tower.embed"):
             x = cut.windows(self.patch(pixels.astype(c.compute)))
         valid = cut.windows(jnp.broadcast_to(inside[..., None], (b, rows, columns, c.quad)))
-        reducer = plan.at(TOWER_OUTPUT)
-        x, signals = self._blocks(x, self._rope(cut), valid, reducer.reads if reducer is not None else ())
-        features = jnp.where(inside.reshape(b, -1, 1), cut.raster(self.norm(x)).reshape(b, rows * columns, -1), 0)
         keys = jnp.broadcast_to(jax.random.key(0), (b,)) if key is None else key
-        run = Run(plan, from_features(features, (rows, columns), 0, inside.reshape(b, -1)), self.config.sites(), keys)
-        run.signals = {name: cut.raster(a).mean(2) for name, a in signals.items()}
+
+        def quads(x: Array) -> Array:
+            return jnp.where(inside.reshape(b, -1, 1), cut.raster(x).reshape(b, rows * columns, -1), 0)
+
+        run = Run(plan, from_features(quads(x), (rows, columns), 0, inside.reshape(b, -1)), c.sites(), keys)
+        x = self._blocks(run, x, self._rope(cut), valid, cut, quads)
+        run.tokens = run.tokens.replace(x=quads(self.norm(x)))
         run.reduce(TOWER_OUTPUT)
         return ViTOutput(run.tokens, None, None, None, run.memory, None, run.stages)
 
-    def _blocks(self, x: Array, rope: Rope, valid: Array, wants: Collection[str]) -> tuple[Array, dict[str, Array]]:
-        """(output of the last block, the signals that it gives)."""
+    def _blocks(
+        self, run: Run, x: Array, rope: Rope, valid: Array, cut: _Cut, quads: Callable[[Array], Array]
+    ) -> Array:
+        """Output of the last block. Observers in `run` see the tokens, `quads(x)`, at their sites."""
         layers = Stacked(self.blocks, remat=self.config.remat, scope="tower.blocks")
-        signals: dict[str, Array] = {}
-        for start, stop, full in self.config.runs():
-            alone = bool(wants) and stop == self.config.depth
+        wants = wanted(run.plan, self.config.depth, "tower")
+
+        def observed(x: Array, i: int, where: Where) -> None:
+            site = Site("tower", i, where)
+            if site in run.plan.sites:
+                run.tokens = run.tokens.replace(x=quads(x))
+                run.reduce(site)
+
+        observed(x, 0, "input")
+        for start, stop, full in self._segments(run.plan, wants):
 
             def body(layer: QwenBlock, x: Array, full=full) -> tuple[Array, None]:
-                return layer(x, rope, valid, full)[0], None
+                return layer.feed_forward(layer.attend(x, rope, valid, full)[0]), None
 
-            if stop - alone > start:
-                x, _ = layers.scan(body, x, start, stop - alone)
-            if alone:
-                with jax.named_scope(f"tower.block.{stop - 1}"):
-                    x, signals = layers.layer(stop - 1)(x, rope, valid, full, wants)
-        return x, signals
+            if stop - start > 1:
+                x, _ = layers.scan(body, x, start, stop)
+                run.signals = {}
+                continue
+            layer = layers.layer(start)
+            with jax.named_scope(f"tower.block.{start}"):
+                x, signals = layer.attend(x, rope, valid, full, wants[start])
+                run.signals = {name: cut.raster(a).mean(2) for name, a in signals.items()}
+                observed(x, start, "after_attention")
+                x = layer.feed_forward(x)
+            observed(x, start, "output")
+            observed(x, start + 1, "input")
+        return x
+
+    def _segments(self, plan: Plan, wants: Sequence[Sequence[str]]) -> list[tuple[int, int, bool]]:
+        """(first block, end, whether they attend to the whole image): runs of one kind; observed blocks are alone."""
+        alone = {site.layer - (site.where == "input") for site in plan.sites if site.layer is not None}
+        alone |= {i for i, names in enumerate(wants) if names}
+        segments = []
+        for start, stop, full in self.config.runs():
+            edges = sorted({start, stop, *(e for i in alone if start <= i < stop for e in (i, i + 1))})
+            segments += [(a, b, full) for a, b in zip(edges, edges[1:], strict=False)]
+        return segments
 
     def _rope(self, cut: _Cut) -> Rope:
         """Rotation of every patch to its row and column, [1, W * P, Dh/2]."""
