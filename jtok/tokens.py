@@ -186,8 +186,9 @@ class Tokens:
     def mix(self, weights: Float[Array, "B K N"], x: Float[Array, "B K D"] | None = None) -> Tokens:
         """K new tokens, each a soft mixture of all tokens; `x` gives the features if they are not `weights @ x`.
 
-        A patch is owned by the token that takes most of its weight (ties: the lowest index). Sizes, positions and
-        `carry` mix with the weights, normalised over the K tokens for sizes and over the N tokens otherwise.
+        A patch is owned by the token that takes most of its weight (ties: the lowest index), and by none (-1) if no
+        token takes any. Sizes, positions and `carry` mix with the weights, normalised over the K tokens for sizes and
+        over the N tokens otherwise.
         """
         w = weights.astype(jnp.float32)
         if self.valid is not None:
@@ -203,7 +204,7 @@ class Tokens:
         return self.replace(
             x=x.astype(self.x.dtype),
             size=jnp.einsum("bkn,bn->bk", share, self.size),
-            owner=rename(self.owner, jnp.argmax(w, 1).astype(jnp.int32)),
+            owner=rename(self.owner, jnp.where(w.max(1) > 0, jnp.argmax(w, 1), -1).astype(jnp.int32)),
             position=mixed(self.position),
             segment=jnp.broadcast_to(self.segment[:, :1], (w.shape[0], k)),
             valid=None,

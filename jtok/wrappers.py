@@ -61,7 +61,8 @@ class Windowed(Reducer):
         if left:
             raise UserError(f"{type(self.reducer).__name__} keeps a memory across sites and cannot stand in windows.")
         inner = inner.replace(position=inner.position + corner)
-        return special.concat(self._stitch(patches, inner, order, b, windows)), memory
+        body = self._stitch(patches, inner, order, b, windows)
+        return _with_carry_of(special, body).concat(body), memory
 
     def _order(self, tokens: Tokens) -> tuple[jnp.ndarray, int]:
         """Raster indices window by window [windows * area], and the number of windows."""
@@ -81,6 +82,16 @@ class Windowed(Reducer):
         new = jnp.where(local >= 0, local + offset, -1).reshape(b, -1)
         new = jnp.zeros_like(new).at[:, order].set(new)  # back to raster order: old token -> new slot
         return patches.replace(**body, owner=rename(patches.owner, new), proportional=inner.proportional)
+
+
+def _with_carry_of(special: Tokens, body: Tokens) -> Tokens:
+    """The special tokens with zeros for what a reducer has written into the carry of the others."""
+
+    def zeros(a):
+        return jnp.zeros((a.shape[0], special.count, *a.shape[2:]), a.dtype)
+
+    carry = {name: special.carry.get(name, jax.tree.map(zeros, value)) for name, value in body.carry.items()}
+    return special.replace(carry=carry)
 
 
 def windowed(plan: Plan, size: tuple[int, int], at: Site | str) -> Plan:
