@@ -19,6 +19,7 @@ from jax.interpreters import mlir
 from jax.sharding import AxisType, PartitionSpec
 
 from jtok.errors import UserError
+from jtok.kernels.transforms import vary, varying_over
 
 Implementation = Literal["xla", "pallas"] | None
 IMPLEMENTATIONS = (None, "xla", "pallas")
@@ -114,7 +115,9 @@ def by_rows(function: Callable[..., Any], *args: Any, shared: Sequence[Any] = ()
     free = {name: n for name, n, kind in known if kind == AxisType.Auto}
     axes = {name: n for name, n in free.items() if name in BATCH_AXES and n > 1}
     if not axes or args[0].shape[0] % math.prod(axes.values()):
-        return function(*args, *shared)
+        everything = (*args, *shared)
+        axes = varying_over(*everything)
+        return function(*(vary(axes, x) for x in everything))
     # Mosaic refuses a kernel while any axis is left to the compiler, be it of one device; in the specs, such an axis
     # saves the backward pass a sum over nobody.
     mine = tuple(name for name, n in free.items() if name in axes or n == 1)
@@ -144,7 +147,7 @@ def dispatch(
     it takes `xla`, and so it does in a program that the compiler splits over several devices (`partitioned`), since no
     compiler splits a Pallas kernel: `by_rows` has each device do its own rows. "xla" forces the plain definition.
     "pallas" forces the kernel, and raises a `UserError` when the program is lowered for a platform without one. Put the
-    call under the op's `custom_vjp`. A backend that cannot take these arguments is None.
+    call under the op's `custom_jvp`. A backend that cannot take these arguments is None.
     """
     check_implementation(op, implementation)
     if implementation == "xla" or (implementation is None and (_plain.get() or partitioned())):
