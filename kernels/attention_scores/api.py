@@ -84,26 +84,32 @@ def attention_scores(
     index = None if rows is None else row_index(jnp.arange(q.shape[1]) if everything else rows, *q.shape[:2])
     weights = None if index is None else weights_of_rows(row_weights, index.shape)
 
+    score = functools.partial(_score, options, everything, return_probabilities)
+    out, received, probabilities, lse = by_rows(score, q, k, v, keys, index, weights)
+    if received is not None and not per_head:
+        received = jnp.mean(received, 1)
+    return AttentionOutput(out, received, probabilities if return_probabilities else None, lse if return_lse else None)
+
+
+def _score(options, everything: bool, return_probabilities: bool, q, k, v, keys, index, weights):
+    """`out`, `received` by head, `probabilities` and `lse`, with the scored rows `index` and their weights [B,R]."""
     single = index is not None and q.shape[1] == index.shape[1] == 1  # then what is received is the probabilities
     summed_inside = single or everything and not return_probabilities
     inside = jnp.ones_like(weights) if single else weights if summed_inside else None
-    out, lse, received = by_rows(functools.partial(_attention, options), q, k, v, keys, inside)
+    out, lse, received = _attention(options, q, k, v, keys, inside)
     probabilities = None
     if single:
         probabilities, received = received[:, :, None], received * weights[:, None]
     elif index is not None and not summed_inside:
         picked = jnp.take_along_axis(q, index[:, :, None, None], 1)
-        positions = index + (k.shape[1] - q.shape[1]) if causal else None
+        positions = index + (k.shape[1] - q.shape[1]) if options.causal else None
         if return_probabilities or index.shape[1] <= FEW_ROWS:
             probabilities = reference.row_probabilities(picked, k, keys, positions, scale=options.scale)
             received = jnp.einsum("bhrm,br->bhm", probabilities, weights)
         else:
             their_lse = jnp.take_along_axis(lse, index[:, None], 2)
-            sums = functools.partial(_column_sums, options)
-            received = by_rows(sums, picked, k, keys, positions, weights, their_lse)
-    if received is not None and not per_head:
-        received = jnp.mean(received, 1)
-    return AttentionOutput(out, received, probabilities if return_probabilities else None, lse if return_lse else None)
+            received = _column_sums(options, picked, k, keys, positions, weights, their_lse)
+    return out, received, probabilities, lse
 
 
 class _Options(NamedTuple):
