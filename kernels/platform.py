@@ -19,6 +19,7 @@ from jax.interpreters import mlir
 from jax.sharding import AxisType, PartitionSpec
 
 from jtok.errors import UserError
+from jtok.kernels.transforms import vary, varying_over
 
 Implementation = Literal["xla", "pallas"] | None
 IMPLEMENTATIONS = (None, "xla", "pallas")
@@ -103,26 +104,43 @@ def partitioned() -> bool:
 
 
 def by_rows(function: Callable[..., Any], *args: Any, shared: Sequence[Any] = ()) -> Any:
-    """`function(*args, *shared)`, each device of a mesh that the compiler would split the batch over doing its rows.
+    """`function(*args, *shared)`, each device of a mesh that the batch is split over doing its rows.
 
     args: arrays whose first axis is the batch, or None; so are the results. shared: arrays that every row needs whole,
-    or None. The compiler splits no Pallas kernel, and would gather the whole batch for a loop over pieces of it.
-    Without such a mesh, or where it does not divide the batch, this is a plain call.
+    or None. The compiler splits no Pallas kernel, and would gather the whole batch for a loop over pieces of it. Under
+    axes of type Explicit the rows stay where the first array's are, and any other axis is gathered. Without such a
+    mesh, or where it does not divide the batch, this is a plain call.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    known = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    known = list(zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True))
     free = {name: n for name, n, kind in known if kind == AxisType.Auto}
     axes = {name: n for name, n in free.items() if name in BATCH_AXES and n > 1}
-    if not axes or args[0].shape[0] % math.prod(axes.values()):
-        return function(*args, *shared)
+    explicit = tuple(name for name, _, kind in known if kind == AxisType.Explicit)
+    everything = (*args, *shared)
+    if args[0].shape[0] % math.prod(axes.values()):
+        axes = {}
+    if not axes and not explicit:
+        together = varying_over(*everything)
+        return function(*(vary(together, x) for x in everything))
     # Mosaic refuses a kernel while any axis is left to the compiler, be it of one device; in the specs, such an axis
     # saves the backward pass a sum over nobody.
     mine = tuple(name for name, n in free.items() if name in axes or n == 1)
-    specs = (PartitionSpec(mine),) * len(args) + (PartitionSpec(),) * len(shared)
-    split = jax.shard_map(
-        function, in_specs=specs, out_specs=PartitionSpec(mine), axis_names=set(mine), check_vma=False
-    )
-    return split(*args, *shared)
+    typed = _rows_of(args[0]) if explicit else ()
+    if explicit:  # types name the explicit axes only
+        wanted = [PartitionSpec(typed or None)] * len(args) + [PartitionSpec()] * len(shared)
+        everything = [
+            None if x is None else jax.sharding.reshard(x, spec) for x, spec in zip(everything, wanted, strict=True)
+        ]
+    rows = PartitionSpec((*typed, *mine) or None)
+    specs = (rows,) * len(args) + (PartitionSpec(),) * len(shared)
+    split = jax.shard_map(function, in_specs=specs, out_specs=rows, axis_names={*mine, *explicit}, check_vma=False)
+    return split(*everything)
+
+
+def _rows_of(x: Any) -> tuple[str, ...]:
+    """The explicit axes of the mesh over which the type of an array says that its first axis is split."""
+    names = jax.typeof(x).sharding.spec[0]
+    return () if names is None else names if isinstance(names, tuple) else (names,)
 
 
 def block_sizes(table: Mapping[str, Any], default: str) -> Any:
@@ -144,7 +162,7 @@ def dispatch(
     it takes `xla`, and so it does in a program that the compiler splits over several devices (`partitioned`), since no
     compiler splits a Pallas kernel: `by_rows` has each device do its own rows. "xla" forces the plain definition.
     "pallas" forces the kernel, and raises a `UserError` when the program is lowered for a platform without one. Put the
-    call under the op's `custom_vjp`. A backend that cannot take these arguments is None.
+    call under the op's `custom_jvp`. A backend that cannot take these arguments is None.
     """
     check_implementation(op, implementation)
     if implementation == "xla" or (implementation is None and (_plain.get() or partitioned())):

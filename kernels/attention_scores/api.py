@@ -14,6 +14,7 @@ from jtok.kernels.attention_scores import gpu, reference, tpu
 from jtok.kernels.attention_scores.arguments import check_arrays, key_bias, row_index, weights_of_rows
 from jtok.kernels.attention_scores.tiles import CPU_BACKWARD, CPU_FORWARD, DEVICE
 from jtok.kernels.platform import Implementation, by_rows, check_implementation, dispatch
+from jtok.kernels.transforms import linear
 
 FEW_ROWS = 32  # up to here the scored rows' probabilities are simply computed; beyond, only their weighted sum is kept
 
@@ -64,7 +65,7 @@ def attention_scores(
     probability that row r gives to key m; with per_head=True it is [B,H,M], without the mean. For the *mean* over rows
     pass weights 1/R.
 
-    Differentiable (reverse mode) in q, k, v, bias and row_weights, through every output. Raises `UserError` for shapes,
+    Differentiable in q, k, v, bias and row_weights, through every output. Raises `UserError` for shapes,
     dtypes or rows that do not fit, and for implementation="pallas" where the program is built for a platform without
     the kernel. Method: "FlashAttention", arXiv 2205.14135, with column sums from the log-sum-exp.
     """
@@ -83,26 +84,32 @@ def attention_scores(
     index = None if rows is None else row_index(jnp.arange(q.shape[1]) if everything else rows, *q.shape[:2])
     weights = None if index is None else weights_of_rows(row_weights, index.shape)
 
+    score = functools.partial(_score, options, everything, return_probabilities)
+    out, received, probabilities, lse = by_rows(score, q, k, v, keys, index, weights)
+    if received is not None and not per_head:
+        received = jnp.mean(received, 1)
+    return AttentionOutput(out, received, probabilities if return_probabilities else None, lse if return_lse else None)
+
+
+def _score(options, everything: bool, return_probabilities: bool, q, k, v, keys, index, weights):
+    """`out`, `received` by head, `probabilities` and `lse`, with the scored rows `index` and their weights [B,R]."""
     single = index is not None and q.shape[1] == index.shape[1] == 1  # then what is received is the probabilities
     summed_inside = single or everything and not return_probabilities
     inside = jnp.ones_like(weights) if single else weights if summed_inside else None
-    out, lse, received = by_rows(functools.partial(_attention, options), q, k, v, keys, inside)
+    out, lse, received = _attention(options, q, k, v, keys, inside)
     probabilities = None
     if single:
         probabilities, received = received[:, :, None], received * weights[:, None]
     elif index is not None and not summed_inside:
         picked = jnp.take_along_axis(q, index[:, :, None, None], 1)
-        positions = index + (k.shape[1] - q.shape[1]) if causal else None
+        positions = index + (k.shape[1] - q.shape[1]) if options.causal else None
         if return_probabilities or index.shape[1] <= FEW_ROWS:
             probabilities = reference.row_probabilities(picked, k, keys, positions, scale=options.scale)
             received = jnp.einsum("bhrm,br->bhm", probabilities, weights)
         else:
             their_lse = jnp.take_along_axis(lse, index[:, None], 2)
-            sums = functools.partial(_column_sums, options)
-            received = by_rows(sums, picked, k, keys, positions, weights, their_lse)
-    if received is not None and not per_head:
-        received = jnp.mean(received, 1)
-    return AttentionOutput(out, received, probabilities if return_probabilities else None, lse if return_lse else None)
+            received = _column_sums(options, picked, k, keys, positions, weights, their_lse)
+    return out, received, probabilities, lse
 
 
 class _Options(NamedTuple):
@@ -111,44 +118,39 @@ class _Options(NamedTuple):
     implementation: Implementation
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(options, q, k, v, bias, weights):
-    return _attention_forward(options, q, k, v, bias, weights)[0]
-
-
-def _attention_forward(options, *args):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attention(options, *args):
     static = {"causal": options.causal, "scale": options.scale}
-    xla = _by_budget(reference.attend, CPU_FORWARD, static)
-    outputs = _dispatch(options, "attend", static, xla, args)
-    return outputs, (*args, *outputs[:2])
+    return _dispatch(options, "attend", static, _by_budget(reference.attend, CPU_FORWARD, static), args)
 
 
-def _attention_backward(options, saved, grads):
+@_attention.defjvp
+def _attention_jvp(options, args, tangents):
     static = {"causal": options.causal, "scale": options.scale}
-    return _by_budget(reference.attend_backward, CPU_BACKWARD, static)(*saved, grads)
+    forward, backward = (
+        _by_budget(function, CPU_BACKWARD, static) for function in (reference.attend_forward, reference.attend_backward)
+    )
+    outputs = _attention(options, *args)
+    known = (*args, *outputs[:2])
+    return outputs, linear(lambda x, t: forward(*x, t), lambda x, t: backward(*x, t), known, tangents)
 
 
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _column_sums(options, q, k, bias, positions, weights, lse):
-    return _column_sums_forward(options, q, k, bias, positions, weights, lse)[0]
-
-
-def _column_sums_forward(options, *args):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _column_sums(options, *args):
     static = {"scale": options.scale}
-    xla = _by_budget(reference.column_sums, CPU_FORWARD, static)
-    return _dispatch(options, "column_sums", static, xla, args), args
+    return _dispatch(options, "column_sums", static, _by_budget(reference.column_sums, CPU_FORWARD, static), args)
 
 
-def _column_sums_backward(options, saved, d_received):
-    grads = _by_budget(reference.column_sums_backward, CPU_BACKWARD, {"scale": options.scale})(*saved, d_received)
-    dq, dk, dbias, dweights, dlse = grads
-    return dq, dk, dbias, None, dweights, dlse
-
-
-_column_sums.defvjp(_column_sums_forward, _column_sums_backward)
+@_column_sums.defjvp
+def _column_sums_jvp(options, args, tangents):
+    static = {"scale": options.scale}
+    forward, backward = (
+        _by_budget(function, CPU_BACKWARD, static)
+        for function in (reference.column_sums_forward, reference.column_sums_backward)
+    )
+    floats = (*tangents[:3], *tangents[4:])  # positions have none
+    slopes = linear(lambda x, t: forward(*x, t), lambda x, t: backward(*x, t), args, floats)
+    return _column_sums(options, *args), slopes
 
 
 def _dispatch(options, name, static, xla, args):

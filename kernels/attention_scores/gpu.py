@@ -11,7 +11,6 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -20,6 +19,7 @@ from jax.experimental.pallas import triton
 from jtok.kernels.attention_scores.reference import NEGATIVE, every_position
 from jtok.kernels.attention_scores.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 LOG2E = math.log2(math.e)
 MAX_WIDTH = 256  # a block of wider heads leaves registers
@@ -56,7 +56,7 @@ def attend(q, k, v, bias, weights, *, causal: bool, scale: float, interpret: boo
     out, lse = pl.pallas_call(
         kernel,
         grid=(pl.cdiv(n, rows), h, b),
-        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, h, n), jnp.float32)],
+        out_shape=[result(q.shape, q.dtype, q), result((b, h, n), jnp.float32, q)],
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         cost_estimate=pl.CostEstimate(flops=cost.flops, bytes_accessed=cost.bytes, transcendentals=b * h * n * m),
         interpret=interpret,
@@ -116,7 +116,7 @@ def column_sums(q, k, bias, positions, weights, lse, *, scale: float, interpret:
     return pl.pallas_call(
         kernel,
         grid=(pl.cdiv(m, keys), h, b),
-        out_shape=jax.ShapeDtypeStruct((b, h, m), jnp.float32),
+        out_shape=result((b, h, m), jnp.float32, q),
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         cost_estimate=pl.CostEstimate(
             flops=2 * b * h * r * m * d,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtok.kernels.attention_scores.tiles import CPU_BACKWARD, CPU_FORWARD, Budget, Tile, choose_tiles
+from jtok.kernels.transforms import vary_as
 
 NEGATIVE = -1e30  # stands for minus infinity: finite, so that rows without any key give zeros and never NaN
 
@@ -42,7 +43,7 @@ def attend(q, k, v, bias, weights, *, causal: bool, scale: float, budget: Budget
 
     received = None if weights is None else jnp.zeros((b, h, m), jnp.float32)
     start = jnp.zeros_like(q), jnp.zeros((b, h, n), jnp.float32), received
-    return _tiles(q, k, budget).loop(step, start)
+    return _tiles(q, k, budget).loop(step, vary_as(q, start))
 
 
 def _attend_one(q, k, v, bias, weights, scale: float):
@@ -69,6 +70,34 @@ def _attend_one(q, k, v, bias, weights, scale: float):
     if weights is not None:
         received = jnp.moveaxis((p * inverse[:, None]).reshape(b, m, h), 1, 2) * weights.astype(jnp.float32)[..., None]
     return out.reshape(b, 1, h, d).astype(dtype), lse.reshape(b, h, 1), received
+
+
+def attend_forward(
+    q, k, v, bias, weights, out, lse, tangents, *, causal: bool, scale: float, budget: Budget = CPU_BACKWARD
+):
+    """Tangents of `attend`'s (out, lse, received), given those of (q, k, v, bias, weights)."""
+    slope_q, slope_k, slope_v, slope_bias, slope_weights = tangents
+    dot, positions = _einsum(q.dtype), every_position(q, k) if causal else None
+
+    def step(at: Tile, carry):
+        slope_out, slope_lse, slope_received = carry
+        p = _probabilities(at, q, k, bias, positions, lse, scale)
+        ds = _score_slopes(at, q, k, slope_q, slope_k, slope_bias, scale)
+        mean = jnp.sum(p * ds, -1, keepdims=True)
+        dp = p * (ds - mean)
+        moved = dot("bgnm,bgmd->bgnd", dp, at.keys(v)) + dot("bgnm,bgmd->bgnd", p, at.keys(slope_v))
+        slope_out = at.put_queries(slope_out, moved, add=True)
+        slope_lse = at.put_rows(slope_lse, at.drop_stale(mean), add=True)
+        if weights is not None:
+            received = _weighted_columns(at, dp, at.weights(weights))
+            received += _weighted_columns(at, p, at.weights(slope_weights))
+            slope_received = at.add_columns(slope_received, received)
+        return slope_out, slope_lse, slope_received
+
+    received = None if weights is None else jnp.zeros((q.shape[0], q.shape[2], k.shape[1]), jnp.float32)
+    start = jnp.zeros(out.shape, jnp.float32), jnp.zeros(lse.shape, jnp.float32), received
+    moved, *others = _tiles(q, k, budget).loop(step, vary_as(q, start))
+    return moved.astype(out.dtype), *others
 
 
 def attend_backward(
@@ -107,7 +136,21 @@ def column_sums(q, k, bias, positions, weights, lse, *, scale: float, budget: Bu
         return at.add_columns(received, _weighted_columns(at, p, at.weights(weights)))
 
     start = jnp.zeros((q.shape[0], q.shape[2], k.shape[1]), jnp.float32)
-    return _tiles(q, k, budget).loop(step, start)
+    return _tiles(q, k, budget).loop(step, vary_as(q, start))
+
+
+def column_sums_forward(q, k, bias, positions, weights, lse, tangents, *, scale: float, budget: Budget = CPU_BACKWARD):
+    """Tangent of `column_sums`, given those of (q, k, bias, weights, lse)."""
+    slope_q, slope_k, slope_bias, slope_weights, slope_lse = tangents
+
+    def step(at: Tile, received):
+        p = _probabilities(at, q, k, bias, positions, lse, scale)
+        ds = _score_slopes(at, q, k, slope_q, slope_k, slope_bias, scale) - at.rows(slope_lse)
+        moved = _weighted_columns(at, p * ds, at.weights(weights)) + _weighted_columns(at, p, at.weights(slope_weights))
+        return at.add_columns(received, moved)
+
+    start = jnp.zeros((q.shape[0], q.shape[2], k.shape[1]), jnp.float32)
+    return _tiles(q, k, budget).loop(step, vary_as(q, start))
 
 
 def column_sums_backward(
@@ -170,6 +213,14 @@ def _scores(at: Tile, q, k, bias, positions, scale: float):
     return s
 
 
+def _score_slopes(at: Tile, q, k, slope_q, slope_k, slope_bias, scale: float):
+    """Tangents of one tile of scores; where a key does not exist they meet a probability of zero."""
+    dot = _einsum(q.dtype)
+    s = dot("bgnd,bgmd->bgnm", at.queries(slope_q) * scale, at.keys(k))
+    s = s + dot("bgnd,bgmd->bgnm", at.queries(q) * scale, at.keys(slope_k))
+    return s if slope_bias is None else s + at.bias(slope_bias)
+
+
 def _probabilities(at: Tile, q, k, bias, positions, lse, scale: float):
     """One tile of the softmax, from the known log-sum-exp; zero in rows that an earlier tile did."""
     s = _scores(at, q, k, bias, positions, scale)
@@ -197,5 +248,5 @@ def _score_grads(at: Tile, ds, q, k, scale: float, dq, dk, dbias):
 def _summed_over_tiles(step, inputs, tiles):
     """Gradients for `inputs` (None where an input is), summed in float32 and returned in each input's dtype."""
     start = tuple(None if x is None else jnp.zeros(x.shape, jnp.float32) for x in inputs)
-    found = tiles.loop(step, start)
+    found = tiles.loop(step, vary_as(inputs[0], start))
     return tuple(None if x is None else g.astype(x.dtype) for g, x in zip(found, inputs, strict=True))

@@ -12,7 +12,6 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -21,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jtok.kernels.attention_scores.reference import NEGATIVE, every_position
 from jtok.kernels.attention_scores.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 LANES, SUBLANES = 128, 16
 LOG2E = math.log2(math.e)
@@ -78,14 +78,14 @@ def attend(q, k, v, bias, weights, *, causal: bool, scale: float, interpret: Any
         pl.BlockSpec((1, 1, 1, rows), lambda b, h, i, j: (b, h, 0, i)),
     ]
     out_shape = [
-        jax.ShapeDtypeStruct(q.shape, q.dtype),
-        jax.ShapeDtypeStruct((b, h, 1, q.shape[2]), jnp.float32),
+        result(q.shape, q.dtype, q),
+        result((b, h, 1, q.shape[2]), jnp.float32, q),
     ]
     if summed:
         arrays.append(_row(weights, q.shape[2])[:, None])
         in_specs.append(pl.BlockSpec((1, 1, rows), lambda b, h, i, j: (b, 0, i)))
         out_specs.append(pl.BlockSpec((1, 1, 1, keys), lambda b, h, i, j: (b, h, 0, 0)))
-        out_shape.append(jax.ShapeDtypeStruct((b, h, 1, keys), jnp.float32))
+        out_shape.append(result((b, h, 1, keys), jnp.float32, q))
     static = {"scale": scale * LOG2E, "offset": m - n if causal else None}
     scratch = [pltpu.VMEM((rows, width), jnp.float32) for width in (1, 1, d)]
     out, lse, *received = pl.pallas_call(
@@ -195,7 +195,7 @@ def column_sums(q, k, bias, positions, weights, lse, *, scale: float, interpret:
         grid=(b, h, k.shape[2] // keys, length // rows),
         in_specs=in_specs,
         out_specs=pl.BlockSpec((1, 1, 1, keys), lambda b, h, j, i: (b, h, 0, j)),
-        out_shape=jax.ShapeDtypeStruct((b, h, 1, k.shape[2]), jnp.float32),
+        out_shape=result((b, h, 1, k.shape[2]), jnp.float32, q),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=vmem
         ),

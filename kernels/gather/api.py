@@ -12,6 +12,7 @@ from jtok.errors import UserError
 from jtok.kernels.gather import gpu, reference, tpu
 from jtok.kernels.numerics import is_concrete
 from jtok.kernels.platform import Implementation, by_rows, check_implementation, dispatch
+from jtok.kernels.transforms import linear
 
 
 def gather(
@@ -29,7 +30,7 @@ def gather(
         or 16 (GPU) numbers; single numbers and coordinates are left to XLA.
 
     Returns:
-      The same tree with K rows in place of N; every dtype kept. Differentiable in `x` (reverse mode); rows taken twice
+      The same tree with K rows in place of N; every dtype kept. Differentiable in `x`; rows taken twice
       add up, in float32.
 
     Raises:
@@ -61,7 +62,7 @@ def take(x: Array, index: Int[Array, "g k"], implementation: Implementation) -> 
     return _take(x, index, x.shape[1], implementation)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _take(x: Array, index: Array, n: int, implementation: Implementation) -> Array:
     return _forward(x, index, implementation)
 
@@ -76,17 +77,17 @@ def _forward(x: Array, index: Array, implementation: Implementation) -> Array:
     )  # fmt: skip
 
 
-def _take_forward(x, index, n, implementation):
-    return _forward(x, index, implementation), index
-
-
-def _take_backward(n, implementation, index, slope):
+@_take.defjvp
+def _take_jvp(n, implementation, primals, tangents):
     from jtok.kernels.merge.api import segment_sum  # each of the two ops is the other's transpose
 
-    return segment_sum(slope, index, None, n, implementation)[0].astype(slope.dtype), None
+    x, index = primals
 
+    def spread(index, slope):
+        return segment_sum(slope, index, None, n, implementation)[0].astype(slope.dtype)
 
-_take.defvjp(_take_forward, _take_backward)
+    forward = lambda index, slope: _take(slope, index, n, implementation)  # noqa: E731
+    return _take(x, index, n, implementation), linear(forward, spread, index, tangents[0])
 
 
 def _check(x: Array, index: Array, axis: int) -> None:

@@ -1,6 +1,5 @@
 """`gather` on a GPU (Triton): every program copies a few rows, a block of features at a time."""
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
@@ -8,6 +7,7 @@ from jaxtyping import Array, Int
 
 from jtok.kernels.gather.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 # Rows and bytes of each row that a program copies; warps.
 BLOCKS = {"ampere": (4, 2048, 4), "hopper": (4, 2048, 4), "blackwell": (4, 2048, 4)}
@@ -30,7 +30,7 @@ def take(x: Array, index: Int[Array, "g k"], *, interpret: bool = False) -> Arra
     out = pl.pallas_call(
         lambda *refs: _kernel(*refs, rows=rows, features=features),
         grid=(pl.cdiv(k, rows), pl.cdiv(d, features), g),
-        out_shape=jax.ShapeDtypeStruct((g, k, d), x.dtype),
+        out_shape=result((g, k, d), x.dtype, x),
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
         cost_estimate=pl.CostEstimate(flops=cost.flops, bytes_accessed=cost.bytes, transcendentals=0),
         interpret=interpret,

@@ -4,7 +4,6 @@
 of them.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -13,6 +12,7 @@ from jaxtyping import Array, Int
 
 from jtok.kernels.gather.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 LANES = 128
 UNROLL = 8  # copies in flight together
@@ -56,7 +56,7 @@ def take(x: Array, index: Int[Array, "g k"], *, interpret: bool | pltpu.Interpre
             pl.BlockSpec((1, n, block), lambda i, j: (i, 0, j)),
         ],
         out_specs=pl.BlockSpec((1, k, block), lambda i, j: (i, 0, j)),
-        out_shape=jax.ShapeDtypeStruct((g, k, d), x.dtype),
+        out_shape=result((g, k, d), x.dtype, x),
         scratch_shapes=[pltpu.VMEM((n, block), wide), pltpu.VMEM((k, block), wide)] if narrow else [],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=block_sizes(BUDGET, "v5e") * 5 // 4

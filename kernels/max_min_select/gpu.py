@@ -4,7 +4,6 @@ A step of the loop reads one row of distances (kilobytes). Computing that row fr
 multiprocessor read an image's features (megabytes) in every step.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -13,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok.kernels.max_min_select.reference import begin_from_matrix, distances
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 WARPS = {"ampere": 8, "hopper": 8, "blackwell": 8}
 MAX_N = 2**14  # tokens of an image whose state fits the registers of one program
@@ -42,7 +42,7 @@ def select(
     return pl.pallas_call(
         lambda *refs: _kernel(*refs, size=pl.next_power_of_2(n)),
         grid=(b,),
-        out_shape=jax.ShapeDtypeStruct((b, k), jnp.int32),
+        out_shape=result((b, k), jnp.int32, x),
         compiler_params=triton.CompilerParams(num_warps=block_sizes(WARPS, "hopper"), num_stages=1),
         cost_estimate=pl.CostEstimate(flops=4 * b * k * n, bytes_accessed=4 * b * k * (n + 1), transcendentals=0),
         interpret=interpret,

@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.kernels.numerics import LARGE_MATMUL, first_argmax, inverse_norm
+from jtok.kernels.transforms import vary_as
 
 FAR = 1e30  # the distance to the nearest of none: finite, and still finite times a weight
 
@@ -106,4 +107,4 @@ def select(
         return apart * weight + bonus, apart, bonus, picks
 
     picks = jnp.full((x.shape[0], k), -1, jnp.int32)
-    return lax.fori_loop(0, k, step, (gain, apart, bonus, picks))[-1]
+    return lax.fori_loop(0, k, step, vary_as(x, (gain, apart, bonus, picks)))[-1]

@@ -17,6 +17,7 @@ from jtok.kernels.nearest import reference as nearest_reference
 from jtok.kernels.nearest import tpu as nearest_tpu
 from jtok.kernels.numerics import inverse_norm
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 GROUP = 16  # rows that one load can address in any dtype; the pick is one of them
 CHUNK = 512  # rows of features in one matmul
@@ -94,7 +95,7 @@ def loop(
             pl.BlockSpec((1, len(State._fields) + 1, n), lambda i: (i, 0, 0)),
         ],
         out_specs=pl.BlockSpec((1, 1, k), lambda i: (i, 0, 0), memory_space=pltpu.SMEM),
-        out_shape=jax.ShapeDtypeStruct((b, 1, k), jnp.int32),
+        out_shape=result((b, 1, k), jnp.int32, x),
         scratch_shapes=[pltpu.VMEM((1, n), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",), vmem_limit_bytes=block_sizes(BUDGET, "v5e") * 5 // 4

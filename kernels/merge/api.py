@@ -14,6 +14,7 @@ from jtok.kernels.gather.reference import take as reference_take
 from jtok.kernels.merge import gpu, reference, tpu
 from jtok.kernels.numerics import is_concrete
 from jtok.kernels.platform import Implementation, by_rows, check_implementation, dispatch
+from jtok.kernels.transforms import linear
 
 
 def merge(
@@ -37,8 +38,7 @@ def merge(
 
     Returns:
       merged [B, num, D] in the dtype of x, added up in float32; zeros for a segment without mass (or without rows).
-      mass [B, num] float32, the sum of the weights. Both are differentiable in `x` and `weight`
-      (reverse mode).
+      mass [B, num] float32, the sum of the weights. Both are differentiable in `x` and `weight`.
 
     Raises:
       UserError: shapes, dtypes, num or mode that do not fit, or an assignment known to be outside [-1, num).
@@ -57,7 +57,7 @@ def _sum(num, implementation, x, assign, weight):
     return segment_sum(x, assign, weight, num, implementation)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def segment_sum(
     x: Float[Array, "b n d"],
     assign: Int[Array, "b n"],
@@ -75,21 +75,31 @@ def segment_sum(
     )  # fmt: skip
 
 
-def _forward(x, assign, weight, num, implementation):
-    return segment_sum(x, assign, weight, num, implementation), (x, assign, weight)
+@segment_sum.defjvp
+def _segment_sum_jvp(num, implementation, primals, tangents):
+    forward, backward = partial(_tangents, num, implementation), partial(_slopes, implementation)
+    slopes = linear(forward, backward, primals, (tangents[0], tangents[2]))
+    return segment_sum(*primals, num, implementation), slopes
 
 
-def _backward(num, implementation, kept, slopes):
+def _tangents(num, implementation, known, tangents):
+    """Every segment takes the tangents of its rows."""
+    (x, assign, weight), (rows, weigh) = known, tangents
+    total, mass = segment_sum(rows, assign, weight, num, implementation)
+    if weight is None:
+        return total, jnp.zeros_like(mass)
+    more, mass = segment_sum(x, assign, weigh, num, implementation)
+    return total + more, mass
+
+
+def _slopes(implementation, known, slopes):
     """Every row takes the slope of its segment (none where it joined none)."""
-    x, assign, weight = kept
+    x, assign, weight = known
     slope = take(slopes[0], assign, implementation)
     if weight is None:
-        return slope.astype(x.dtype), None, None
+        return slope.astype(x.dtype), None
     weigh = (x.astype(jnp.float32) * slope).sum(-1) + reference_take(slopes[1], assign)
-    return (slope * weight[..., None]).astype(x.dtype), None, weigh
-
-
-segment_sum.defvjp(_forward, _backward)
+    return (slope * weight[..., None]).astype(x.dtype), weigh
 
 
 def _check(x, assign, num, weight, mode) -> None:

@@ -3,7 +3,6 @@
 Every row is read once and every sum has one owner: no atomics, the same bits in every run.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jtok.kernels.merge.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 # Rows looked at together; features in a block; warps.
 BLOCKS = {"ampere": (32, 512, 4), "hopper": (32, 512, 4), "blackwell": (32, 512, 4)}
@@ -38,7 +38,7 @@ def segment_sum(
     return pl.pallas_call(
         lambda *refs: _kernel(*refs[:2], refs[2] if weight is not None else None, *refs[-2:], rows=rows, size=features),
         grid=(num, pl.cdiv(d, features), b),
-        out_shape=[jax.ShapeDtypeStruct((b, num, d), jnp.float32), jax.ShapeDtypeStruct((b, num), jnp.float32)],
+        out_shape=[result((b, num, d), jnp.float32, x), result((b, num), jnp.float32, x)],
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
         cost_estimate=pl.CostEstimate(flops=cost.flops, bytes_accessed=cost.bytes, transcendentals=0),
         interpret=interpret,

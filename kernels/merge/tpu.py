@@ -5,7 +5,6 @@ With weights the product is float32 as well. An infinite or NaN feature spreads 
 is dropped.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jtok.kernels.merge.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 LANES = 128
 
@@ -52,8 +52,8 @@ def segment_sum(
             pl.BlockSpec((1, segments, LANES), lambda i, s, f, r: (i, s, 0)),
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((b, pl.align_to(num, segments), d), jnp.float32),
-            jax.ShapeDtypeStruct((b, pl.align_to(num, segments), LANES), jnp.float32),
+            result((b, pl.align_to(num, segments), d), jnp.float32, x),
+            result((b, pl.align_to(num, segments), LANES), jnp.float32, x),
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=64 * 2**20

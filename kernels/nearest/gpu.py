@@ -1,6 +1,5 @@
 """`nearest` on a GPU (Triton): matmul and running best over blocks of candidates, no scores in device memory."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -9,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok.kernels.nearest.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 MAX_K = 64  # the running best of a row are kept in registers
 LAST = 2**31 - 1
@@ -54,8 +54,8 @@ def search(
         kernel if mask is not None else lambda *refs: kernel(*refs[:4], None, *refs[4:]),
         grid=(pl.cdiv(n, rows), splits, g),
         out_shape=[
-            jax.ShapeDtypeStruct((g, n, splits, k), jnp.float32),
-            jax.ShapeDtypeStruct((g, n, splits, k), jnp.int32),
+            result((g, n, splits, k), jnp.float32, a),
+            result((g, n, splits, k), jnp.int32, a),
         ],
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         cost_estimate=pl.CostEstimate(flops=cost.flops, bytes_accessed=cost.bytes, transcendentals=0),

@@ -1,6 +1,5 @@
 """`nearest` on TPU: matmul and running arg-max over blocks of candidates, one pass, no scores in device memory."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -9,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok.kernels.nearest.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
+from jtok.kernels.transforms import result
 
 LANES = 128
 MAX_K = LANES  # the running best of a row stand in one vector register
@@ -77,8 +77,8 @@ def search(
         in_specs=in_specs,
         out_specs=[out, out],
         out_shape=[
-            jax.ShapeDtypeStruct((g, a.shape[1], k), jnp.float32),
-            jax.ShapeDtypeStruct((g, a.shape[1], k), jnp.int32),
+            result((g, a.shape[1], k), jnp.float32, a),
+            result((g, a.shape[1], k), jnp.int32, a),
         ],
         scratch_shapes=[pltpu.VMEM((rows, kept), jnp.float32), pltpu.VMEM((rows, kept), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
