@@ -152,6 +152,11 @@ class FlexTok(Tokenizer):
         """Latents a side, times the VAE's stride."""
         return self.config.side * (1 if self.vae is None else self.vae.stride)
 
+    def check_images(self, images: Array) -> None:
+        """Raises UserError for images of another size or dtype, and if the VAE is missing."""
+        self._check_vae()
+        super().check_images(images)
+
     @property
     def base_needs(self) -> Needs:
         """A VAE of these channels."""
