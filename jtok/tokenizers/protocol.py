@@ -36,7 +36,12 @@ class ImageTokenizer(Protocol):
 
     # codes
     def encode(
-        self, images: Float[Array, "B H W 3"], tokens: int | None = None, *, quality: float | None = None
+        self,
+        images: Float[Array, "B H W 3"],
+        tokens: int | None = None,
+        *,
+        quality: float | None = None,
+        key: Array | None = None,
     ) -> Code:
         """A code of all tokens, of `tokens`, or of the fewest with a PSNR of `quality` dB. Raises UserError for
         images of another size or dtype, for a number of tokens that it does not have, and for both at once."""
@@ -56,6 +61,10 @@ class ImageTokenizer(Protocol):
 
     def from_ids(self, ids: Int[Array, "B K"], count: Int[Array, " B"]) -> Code:
         """The code of ids; those after `count` do not matter. Raises UserError for continuous latents."""
+        ...
+
+    def check_count(self, tokens: int) -> None:
+        """Raises UserError for a number of tokens that it does not have."""
         ...
 
     # sizes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -95,15 +94,6 @@ def tokenizers() -> dict[str, Entry]:
     """All tokenizers by name, in alphabetical order."""
     _load()
     return dict(sorted(TOKENIZERS.items()))
-
-
-def find(name: str) -> Entry:
-    """The tokenizer of that name; raises UserError naming the nearest ones."""
-    entries = tokenizers()
-    if name in entries:
-        return entries[name]
-    near = difflib.get_close_matches(name, entries, 3, 0.4) or list(entries)
-    raise UserError(f"there is no tokenizer called '{name}'; choose {', '.join(near)}.")
 
 
 def entry_of(tokenizer: Any) -> Entry:
