@@ -1,14 +1,15 @@
-"""The catalogue table of README.md, made from the registry. `python tests/readme.py --write` renews it."""
+"""The catalogue tables of README.md, made from the registries. `python tests/readme.py --write` renews them."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from jtok.methods import catalogue
+from jtok.tokenizers.registry import tokenizers
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- catalogue: begin -->", "<!-- catalogue: end -->"
 
 
 def table() -> str:
@@ -23,10 +24,30 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def tokenizer_table() -> str:
+    """One Markdown line an image tokenizer."""
+    bases = {"none": "-", "vae": "VAE", "base": "2-D tokenizer"}
+    lines = [
+        "| tokenizer | what it does | paper | tokens | base | training | generator |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for t in tokenizers().values():
+        facts = (f"{t.title} ({t.paper})", t.counts, bases[t.base], t.training, t.generator.replace("none", "-"))
+        lines.append(f"| [`{t.name}`]({t.file}) | {t.idea} | {' | '.join(facts)} |")
+    return "\n".join(lines)
+
+
+#: What stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
+TABLES: dict[str, Callable[[], str]] = {"catalogue": table, "tokenizers": tokenizer_table}
+
+
 def renewed(text: str) -> str:
-    """README text with its table replaced."""
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    """README text with its tables replaced."""
+    for name, made in TABLES.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{made()}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 if __name__ == "__main__":
@@ -34,4 +55,4 @@ if __name__ == "__main__":
     if "--write" in sys.argv:
         README.write_text(text)
     else:
-        print(table())
+        print("\n\n".join(made() for made in TABLES.values()))

@@ -8,6 +8,7 @@ import pytest
 
 from jtok import cli
 from jtok.methods import catalogue
+from jtok.tokenizers.registry import tokenizers
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
@@ -19,15 +20,20 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
 
 def test_list_names_every_method(capsys):
     code, out, _ = run(capsys, "list", "--json")
-    rows = json.loads(out)
+    listed = json.loads(out)
     assert code == 0
-    assert [row["name"] for row in rows] == list(catalogue.methods())
-    assert all(row["paper"] and row["idea"] and row["site"] for row in rows)
+    assert [row["name"] for row in listed["methods"]] == list(catalogue.methods())
+    assert all(row["paper"] and row["idea"] and row["site"] for row in listed["methods"])
+    assert [row["name"] for row in listed["tokenizers"]] == list(tokenizers())
+    by_name = {row["name"]: row for row in listed["tokenizers"]}
+    assert by_name["flextok"]["base"] == "vae" and by_name["one-d-piece"]["kind"] == "titok"
 
 
 def test_list_as_a_table(capsys):
     code, out, _ = run(capsys, "list", "--family=baseline")
-    assert code == 0 and "random" in out and "tome" not in out
+    assert code == 0 and "random" in out and "tome" not in out and "titok" not in out
+    code, out, _ = run(capsys, "list", "--family=tokenizer")
+    assert code == 0 and "one-d-piece" in out and "any prefix is a code" in out and "topk" not in out
 
 
 def test_plan_follows_tokens_and_counts_flops(capsys):

@@ -54,14 +54,14 @@ def evaluate(args: Any) -> int:
     counts = parse_counts(args.tokens)
     from jtok import compile_cache
     from jtok.evaluation.metrics.inception import Inception
-    from jtok.evaluation.sweeps.reconstruction import Networks, evaluate_tokenizer, image_side, usual_counts
+    from jtok.evaluation.sweeps.reconstruction import Networks, evaluate_tokenizer, usual_counts
     from jtok.tokenizers.shipped import open_tokenizer
 
     compile_cache.enable()
     inception = Inception.load(args.inception) if args.inception else None
     networks = Networks(inception, _lpips(args.lpips) if args.lpips else None)
     tokenizer = open_tokenizer(args.tokenizer, args.base)
-    images = held_out_images(args.data, args.split, image_side(tokenizer), args.images or 128, args.path)
+    images = held_out_images(args.data, args.split, tokenizer.image_side, args.images or 128, args.path)
     rows = evaluate_tokenizer(tokenizer, images, counts or usual_counts(tokenizer), networks)
     facts = {"tokenizer": args.tokenizer, "data": args.data, "split": args.split, "images": len(images)}
     facts |= {"side": images.shape[1], "inception": inception.digest if inception else None}

@@ -54,7 +54,7 @@ def _prefixes(args) -> int:
     from jtok.data.photographs import PHOTOGRAPHS, photograph
     from jtok.data.picture import read_picture
     from jtok.evaluation.figures.prefixes import draw_prefixes, draw_whole
-    from jtok.tokenizers.codec import Codec, codes_pictures
+    from jtok.tokenizers.codec import Codec
     from jtok.tokenizers.shipped import open_tokenizer
     from jtok.viz.pareto import save_figure
 
@@ -68,7 +68,7 @@ def _prefixes(args) -> int:
         names = PHOTOGRAPHS["test"]
         picture = photograph(names[args.index % len(names)], 256)
     tokenizer = open_tokenizer(args.tokenizer, args.base)
-    if codes_pictures(tokenizer):
+    if tokenizer.codec_ready:
         figure, said = draw_prefixes(Codec(tokenizer), picture, quality)
     else:
         figure, said = draw_whole(tokenizer, picture)

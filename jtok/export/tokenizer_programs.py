@@ -16,10 +16,11 @@ from jtok.evaluation.cost.flops import count
 from jtok.evaluation.cost.memory import parameters
 from jtok.export.program import Program
 from jtok.export.source import digests
-from jtok.tokenizers.code import Code, Tokenizer
+from jtok.tokenizers.code import Code
+from jtok.tokenizers.protocol import ImageTokenizer
 
 
-def tokenizer_programs(tokenizer: Tokenizer) -> list[Program]:
+def tokenizer_programs(tokenizer: ImageTokenizer) -> list[Program]:
     """`encode`: images uint8 [B,H,W,3] -> ids int32 [B,K] (float32 latents [B,K,d] without ids) and count [B].
     `decode`: these and count -> images uint8; what stands behind the count of a row does not matter.
 
@@ -49,7 +50,7 @@ def tokenizer_programs(tokenizer: Tokenizer) -> list[Program]:
     return programs
 
 
-def tokenizer_facts(tokenizer: Tokenizer, name: str, path: Path) -> dict[str, Any]:
+def tokenizer_facts(tokenizer: ImageTokenizer, name: str, path: Path) -> dict[str, Any]:
     """What the card says of it."""
     c, lengths = tokenizer.config, tokenizer.lengths
     facts: dict[str, Any] = {

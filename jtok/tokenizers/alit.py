@@ -17,10 +17,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jtok.errors import UserError
-from jtok.tokenizers.base_grid import BaseTokenizer, GuessHead, as_image, guessed_code
+from jtok.tokenizers.base_grid import BaseTokenizer, GuessHead, Needs, as_image, guessed_code
 from jtok.tokenizers.code import Code, Tokenizer
 from jtok.tokenizers.quantizers import VQ
 from jtok.tokenizers.quantizers.vq import unit
+from jtok.tokenizers.registry import tokenizer
 from jtok.tokenizers.released import Name, linear, norm, trunk
 from jtok.tokenizers.titok import cut_patches
 from jtok.tokenizers.trunk import Trunk
@@ -99,8 +100,24 @@ class GridDecoder(nnx.Module):
         return self.head(self.norm_out(h[:, 1 : self.patches + 1]))
 
 
+@tokenizer(
+    name="alit",
+    title="Adaptive Length Image Tokenization via Recurrent Allocation",
+    paper="arXiv:2411.02393, ICLR 2025",
+    family="tokenizer-1d",
+    training="two stages: codes of the base, then pixels",
+    counts="rounds",
+    generator="none",
+    idea="every round adds tokens and codes anew what is not explained yet",
+    toy={"image": 16, "patch": 4, "encoder": (32, 1, 2), "decoder": (32, 1, 2), "tokens": 3, "rounds": 2, "most": 6}
+    | {"codebook": 32, "code_width": 4, "base_width": 3, "base_codes": 0},
+)
 class ALIT(Tokenizer):
     """`base` is the frozen 2-D tokenizer; without it the tokenizer codes grids that it is given (`rollout`)."""
+
+    prefix = False
+    base_slot = "base"
+    beside = ("base_tokenizer.", "gan_losses.")
 
     def __init__(self, config: ALITConfig, rngs: nnx.Rngs, base: BaseTokenizer | None = None):
         c, (width, depth, heads) = config, config.encoder
@@ -125,6 +142,11 @@ class ALIT(Tokenizer):
         self.decoder = GridDecoder(c, rngs)
         shape = (c.base_codes, c.base_width)
         self.base_codebook = nnx.Param(init(rngs.params(), shape)) if c.base_codes else None
+
+    @property
+    def base_needs(self) -> Needs:
+        """A base with one place for a patch, whose codebook is the one that the tokenizer guesses in."""
+        return Needs(self.config.base_width, self.config.patch, self.config.base_codes)
 
     def rollout(
         self,
@@ -201,8 +223,7 @@ class ALIT(Tokenizer):
 
     def encode(self, images, tokens: int | None = None, *, quality: float | None = None, key: Array | None = None):
         """As `Tokenizer.encode`; a length between two rounds is that of the next round."""
-        if tokens is not None and not 1 <= tokens <= self.lengths[-1]:
-            raise UserError(f"{tokens} tokens are asked for; this tokenizer has 1 to {self.lengths[-1]}.")
+        self.check_request(images, tokens, quality)
         code = self.analyse(images, key=key)
         each = [self._padded(one) for one in code.extra["rounds"]]
         if quality is None:

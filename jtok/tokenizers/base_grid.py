@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Protocol
 
 import jax
@@ -13,7 +14,17 @@ from jtok.errors import UserError
 
 
 class BaseTokenizer(Protocol):
-    """A 2-D tokenizer of stride 16: images [B,H,W,3] in [0,1] to a grid of E channels, and back."""
+    """A 2-D tokenizer: images [B,H,W,3] in [0,1] to a grid of E `channels`, one place for `stride` pixels a side, and
+    back. codes: size of its codebook, 0 for a VAE."""
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def codes(self) -> int: ...
 
     def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B g g E"]:
         """Continuous codes, before any quantizer."""
@@ -22,6 +33,29 @@ class BaseTokenizer(Protocol):
     def decode(self, grid: Float[Array, "B g g E"]) -> Float[Array, "B H W 3"]:
         """Images of codes."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a tokenizer needs of its base: the three sizes of `BaseTokenizer`; any `stride` if None."""
+
+    channels: int
+    stride: int | None
+    codes: int
+
+    def check(self, base: BaseTokenizer, source: str) -> None:
+        """Raises UserError for a base of other sizes; `source` is its file."""
+        if base.channels != self.channels:
+            raise UserError(
+                f"'{source}' has codes of {base.channels} channels; the tokenizer stands on {self.channels}."
+            )
+        if self.stride is not None and base.stride != self.stride:
+            raise UserError(
+                f"'{source}' has one code for {base.stride} pixels a side; the tokenizer wants {self.stride}."
+            )
+        if base.codes != self.codes:
+            trained = self.codes or "a VAE"
+            raise UserError(f"'{source}' has {base.codes or 'no'} codes; the tokenizer was trained on {trained}.")
 
 
 class Frozen(nnx.Variable):

@@ -1,16 +1,19 @@
-"""The interface of all tokenizers: an image becomes a code of some length, and any prefix of it an image again."""
+"""A code, and what tokenizers share: an image becomes a code of some length, and a code becomes an image."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jtok.checkpoints.safetensor_files import Weights
 from jtok.errors import UserError
+from jtok.tokenizers.base_grid import BaseTokenizer, Needs
 
 
 @jax.tree_util.register_dataclass
@@ -35,9 +38,14 @@ class Code:
 
 
 class Tokenizer(nnx.Module):
-    """Images are float [B,H,W,3] in [0,1]. A tokenizer defines `analyse` and `synthesise`, and has `lengths`."""
+    """What `jtok.tokenizers.protocol.ImageTokenizer` asks for, as most tokenizers do it.
 
-    #: Numbers of latents that a search for a quality tries, ascending; the last is all of them.
+    A tokenizer defines `analyse`, `synthesise` and `names`, and sets `config`, `lengths` and `quantizer`.
+    """
+
+    prefix: ClassVar[bool] = True
+    base_slot: ClassVar[str | None] = None
+    beside: ClassVar[tuple[str, ...]] = ()
     lengths: tuple[int, ...]
 
     def analyse(self, images: Float[Array, "B H W 3"], *, train: bool = False, key: Array | None = None) -> Code:
@@ -63,23 +71,84 @@ class Tokenizer(nnx.Module):
         """A code of all latents, of `tokens`, or of the fewest that reach `quality`.
 
         quality: PSNR in dB of the reconstruction, judged image by image on 8-bit images; an image that does not reach
-        it gets all latents. Raises UserError for a length that the tokenizer does not have.
+        it gets all latents. Raises UserError for images of another size or dtype, and for a length that the tokenizer
+        does not have.
         """
-        if tokens is not None and quality is not None:
-            raise UserError("give a number of tokens or a quality, not both.")
-        if tokens is not None and not self.lengths[0] <= tokens <= self.lengths[-1]:
-            raise UserError(
-                f"{tokens} tokens are asked for; this tokenizer has {self.lengths[0]} to {self.lengths[-1]}."
-            )
+        self.check_request(images, tokens, quality)
         code = self.analyse(images, key=key)
         if quality is not None:
             return code.take(self._least(images, code, quality, key))
         return code if tokens is None else code.take(tokens)
 
+    def check_request(self, images: Array, tokens: int | None, quality: float | None) -> None:
+        """Raises UserError for images, or a number of tokens, that the tokenizer does not take."""
+        self.check_images(images)
+        if tokens is not None and quality is not None:
+            raise UserError("give a number of tokens or a quality, not both.")
+        if tokens is not None:
+            self.check_count(tokens)
+
+    def check_images(self, images: Array) -> None:
+        """Raises UserError for anything but float [B,S,S,3] with S = `image_side`."""
+        side = self.image_side
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+            raise UserError(f"images of shape {images.shape} are given; this tokenizer reads [B, {side}, {side}, 3].")
+        check_float(images)
+
+    def check_count(self, tokens: int) -> None:
+        """Raises UserError for a number of tokens that the tokenizer does not have."""
+        low, high = (self.lengths[0] if self.prefix else 1), self.longest
+        if not low <= tokens <= high:
+            raise UserError(f"{tokens} tokens are asked for; this tokenizer has {low} to {high}.")
+
     def decode(self, code: Code, tokens: int | None = None, *, key: Array | None = None) -> Float[Array, "B H W 3"]:
         """Images in [0,1] from a code, or from its first `tokens` latents."""
         code = code if tokens is None else code.take(tokens)
         return jnp.clip(self.synthesise(code, key=key), 0, 1)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that can be asked for."""
+        return self.lengths[-1]
+
+    @property
+    def codes(self) -> int:
+        """Number of ids, 0 for continuous latents."""
+        return getattr(self.quantizer, "size", 0)
+
+    @property
+    def image_side(self) -> int:
+        """Pixels a side of the images that it is made for."""
+        return self.config.image
+
+    @property
+    def codec_ready(self) -> bool:
+        """Whether it codes images of any size tile by tile: a tokenizer has to say so."""
+        return False
+
+    def bits(self, count: float, length: int, each: float | None = None) -> float:
+        """Bits of an image of which the first `count` of `length` tokens are kept; those of the count are left out."""
+        return count * (math.log2(max(self.codes, 1)) if each is None else each)
+
+    @property
+    def base_needs(self) -> Needs | None:
+        """Which base fits; None where there is no slot for one."""
+        return None
+
+    def put_base(self, base: BaseTokenizer) -> None:
+        """Puts a base tokenizer into its slot; raises UserError where there is none."""
+        if self.base_slot is None:
+            raise UserError(f"a {type(self).__name__} stands on no base tokenizer: leave the base out.")
+        setattr(self, self.base_slot, nnx.data(base) if isinstance(base, nnx.Module) else base)
+
+    @classmethod
+    def released_config(cls, weights: Weights) -> Any | None:
+        """The config of a checkpoint of the authors; none is known by default."""
+        return None
+
+    def release(self) -> dict[str, Any]:
+        """The authors' config.json; raises UserError, since by default there is none."""
+        raise UserError(f"{type(self).__name__} has no files of its authors' kind here: export it as stablehlo.")
 
     def _least(self, images: Array, code: Code, quality: float, key: Array | None) -> Int[Array, " B"]:
         """The smallest of `lengths` at which every image reaches the quality."""
@@ -92,3 +161,9 @@ class Tokenizer(nnx.Module):
         reached = jax.lax.map(good, jnp.asarray(self.lengths, jnp.int32))  # [lengths, B]
         first = jnp.where(reached.any(0), jnp.argmax(reached, 0), len(self.lengths) - 1)
         return jnp.asarray(self.lengths, jnp.int32)[first]
+
+
+def check_float(images: Array) -> None:
+    """Raises UserError for images of whole numbers."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images are {images.dtype}; they must be floats in [0, 1]: divide bytes by 255.")

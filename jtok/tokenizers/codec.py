@@ -12,11 +12,10 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
 from jtok.errors import UserError
-from jtok.tokenizers.code import Tokenizer
 from jtok.tokenizers.container import Container
 from jtok.tokenizers.files import fingerprint
+from jtok.tokenizers.protocol import ImageTokenizer
 from jtok.tokenizers.tiling import Tiling
-from jtok.tokenizers.titok import TiTok
 
 Picture = UInt8[np.ndarray, "H W 3"]
 QUALITIES = (1.0, 60.0)  # dB of PSNR that can be asked for
@@ -47,9 +46,9 @@ class Codec:
     direction, whatever the picture's size. Raises UserError for a tokenizer that has no ids or is not of plain images.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, overlap: int = 4, batch: int = 32):
+    def __init__(self, tokenizer: ImageTokenizer, *, overlap: int = 4, batch: int = 32):
         self.bits = (code_size(tokenizer) - 1).bit_length()
-        self.codes, self.lengths, self.tile = code_size(tokenizer), tokenizer.lengths, tokenizer.config.image
+        self.codes, self.lengths, self.tile = code_size(tokenizer), tokenizer.lengths, tokenizer.image_side
         self.fingerprint, self.overlap, self.batch = fingerprint(tokenizer), overlap, batch
         graph, self._state = nnx.split(tokenizer)
         lengths = jnp.asarray(self.lengths, jnp.int32)
@@ -155,21 +154,14 @@ def fewest(errors: Float[np.ndarray, "T L"], lengths: tuple[int, ...], quality: 
     return np.asarray(lengths, np.int32)[first]
 
 
-def codes_pictures(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer codes pictures of any size, tile by tile: a TiTok with ids and without text."""
-    c = getattr(tokenizer, "config", None)
-    return isinstance(tokenizer, TiTok) and c.bottleneck != "kl" and not c.text_length
-
-
-def code_size(tokenizer: Tokenizer) -> int:
-    """Number of ids that a tokenizer has. Raises UserError for one that cannot code pictures as ids by itself."""
-    c = getattr(tokenizer, "config", None)
-    if not codes_pictures(tokenizer):
+def code_size(tokenizer: ImageTokenizer) -> int:
+    """Number of ids that a tokenizer has. Raises UserError for one that cannot code images as ids by itself."""
+    if not tokenizer.codec_ready:
         raise UserError(
             "pictures are coded by a TiTok with an FSQ or VQ bottleneck and without text; this is another, which jtok "
             "show and jtok evaluate take."
         )
-    return tokenizer.quantizer.size if c.bottleneck == "fsq" else c.codebook
+    return tokenizer.codes
 
 
 def check_quality(quality: float) -> None:

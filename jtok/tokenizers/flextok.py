@@ -19,10 +19,13 @@ from jaxtyping import Array, Float, Int
 from jtok.errors import UserError
 from jtok.models.diffusion.dit import DiT, TimeEmbedder, plain_norm, sincos_grid
 from jtok.models.diffusion.flow import Guidance, integrate, noised
+from jtok.registry import Claim
+from jtok.tokenizers.base_grid import Needs
 from jtok.tokenizers.code import Code, Tokenizer
 from jtok.tokenizers.masks import packed_mask
 from jtok.tokenizers.nested_dropout import draw_counts, fill_tail
 from jtok.tokenizers.quantizers import FSQ
+from jtok.tokenizers.registry import tokenizer
 from jtok.tokenizers.released import Name, linear
 
 
@@ -112,9 +115,29 @@ class FlowDecoder(nnx.Module):
         return paste(self.out(plain_norm(y).astype(jnp.float32) * (1 + scale) + shift), c.side, c.patch)
 
 
+@tokenizer(
+    name="flextok",
+    title="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length",
+    paper="arXiv:2502.13967",
+    family="tokenizer-1d",
+    training="one stage: rectified flow under nested dropout",
+    counts="prefix",
+    generator="autoregressive",
+    idea="ordered registers; a flow draws the image from any prefix of them",
+    toy={"encoder_depth": 1, "decoder_depth": 1, "encoder_width": 32, "decoder_width": 32, "head_size": 16}
+    | {"channels": 3, "patch": 4, "grid": 4, "registers": 8, "steps": 1, "frequencies": 32, "levels": (8, 5, 5)},
+    claims=(
+        Claim("FlexTok", "8 to 128 tokens, at most", 2.0, "ImageNet-1k 256 px gFID"),
+        Claim("FlexTok", "256 tokens, as measured for GPSToken", 4.02, "ImageNet-1k 256 px rFID"),
+        Claim("FlexTok", "256 tokens, as measured for GPSToken", 17.69, "ImageNet-1k 256 px PSNR (dB)"),
+    ),
+)
 class FlexTok(Tokenizer):
     """`vae` turns images [B,H,W,3] in [0,1] into scaled latents and back (`encode`, `decode`); without one the
     tokenizer works on pixels in [-1,1] themselves, with 3 channels."""
+
+    base_slot = "vae"
+    beside = ("vae.",)
 
     def __init__(self, config: FlexTokConfig, rngs: nnx.Rngs, vae: Any = None):
         c = self.config = config
@@ -123,6 +146,21 @@ class FlexTok(Tokenizer):
         self.lengths = tuple(range(1, c.registers + 1))
         self.vae = vae
         self.encoder, self.decoder = RegisterEncoder(c, rngs), FlowDecoder(c, rngs)
+
+    @property
+    def image_side(self) -> int:
+        """Latents a side, times the VAE's stride."""
+        return self.config.side * (1 if self.vae is None else self.vae.stride)
+
+    def check_images(self, images: Array) -> None:
+        """Raises UserError for images of another size or dtype, and if the VAE is missing."""
+        self._check_vae()
+        super().check_images(images)
+
+    @property
+    def base_needs(self) -> Needs:
+        """A VAE of these channels."""
+        return Needs(self.config.channels, None, 0)
 
     @property
     def quantizer(self) -> FSQ:

@@ -20,9 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
 from jtok.tokenizers.alit import grid_decoder_names
-from jtok.tokenizers.base_grid import BaseTokenizer, GuessHead, as_image, guessed_code
-from jtok.tokenizers.code import Code, Tokenizer
+from jtok.tokenizers.base_grid import BaseTokenizer, GuessHead, Needs, as_image, guessed_code
+from jtok.tokenizers.code import Code, Tokenizer, check_float
 from jtok.tokenizers.quantizers import VQ
+from jtok.tokenizers.registry import tokenizer
 from jtok.tokenizers.released import Name, linear, norm, trunk
 from jtok.tokenizers.titok import cut_patches
 from jtok.tokenizers.trunk import Trunk
@@ -113,8 +114,24 @@ class GridDecoder(nnx.Module):
         return self.head(self.norm_out(self.trunk(self.norm_in(rows).astype(self.dtype), valid)[:, :n]))
 
 
+@tokenizer(
+    name="karl",
+    title="Single-pass Adaptive Image Tokenization for Minimum Program Search",
+    paper="Duggal et al., 2025",
+    family="tokenizer-1d",
+    training="two stages: codes of the base, then pixels",
+    counts="adaptive",
+    generator="none",
+    idea="one pass to a wanted error; a halting head drops tokens",
+    toy={"patch": 4, "encoder": (32, 1, 2), "decoder": (32, 1, 2), "tokens": 6, "most": 8, "table": 4}
+    | {"halting_width": 8, "codebook": 32, "code_width": 4, "base_width": 3, "base_codes": 0},
+)
 class KARL(Tokenizer):
     """`base` is the frozen 2-D tokenizer; without it the tokenizer codes grids that it is given (`code`)."""
+
+    prefix = False
+    base_slot = "base"
+    beside = ("base_tokenizer.", "gan_losses.")
 
     def __init__(self, config: KARLConfig, rngs: nnx.Rngs, base: BaseTokenizer | None = None):
         c, (width, depth, heads) = config, config.encoder
@@ -135,6 +152,32 @@ class KARL(Tokenizer):
         self.decoder = GridDecoder(c, rngs)
         shape = (c.base_codes, c.base_width)
         self.base_codebook = nnx.Param(init(rngs.params(), shape)) if c.base_codes else None
+
+    @property
+    def longest(self) -> int:
+        """The largest budget."""
+        return self.config.most
+
+    @property
+    def image_side(self) -> int:
+        """Of the images in the paper, of 16 patches a side; any multiple of the patch is taken."""
+        return 16 * self.config.patch
+
+    @property
+    def base_needs(self) -> Needs:
+        """A base with one place for a patch, whose codebook is the one that the tokenizer guesses in."""
+        return Needs(self.config.base_width, self.config.patch, self.config.base_codes)
+
+    def check_images(self, images: Array) -> None:
+        """Raises UserError for anything but float [B,H,W,3] with sides that patches divide."""
+        patch, shape = self.config.patch, images.shape
+        if images.ndim != 4 or shape[3] != 3 or shape[1] % patch or shape[2] % patch:
+            raise UserError(f"images of shape {shape} are given; sides must be multiples of {patch}: [B, H, W, 3].")
+        check_float(images)
+
+    def bits(self, count: float, length: int, each: float | None = None) -> float:
+        """And one bit a token that says whether it is kept."""
+        return super().bits(count, length, each) + length
 
     def condition(self, error: Float[Array, " B"]) -> Float[Array, "B D"]:
         """Embedding of the wanted error."""
@@ -198,8 +241,7 @@ class KARL(Tokenizer):
 
     def encode(self, images, tokens: int | None = None, *, quality: float | None = None, key: Array | None = None):
         """tokens: the budget. quality: PSNR in dB, taken for the L1 error of Gaussian errors of that PSNR (ours)."""
-        if tokens is not None and not 1 <= tokens <= self.config.most:
-            raise UserError(f"{tokens} tokens are asked for; this tokenizer has 1 to {self.config.most}.")
+        self.check_request(images, tokens, quality)
         error = 0.05 if quality is None else 10 ** (-quality / 20) * (2 / np.pi) ** 0.5
         return self.analyse(images, error=error, tokens=tokens)
 

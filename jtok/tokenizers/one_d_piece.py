@@ -12,10 +12,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jtok.registry import Claim
 from jtok.tokenizers.code import Code
+from jtok.tokenizers.registry import tokenizer
 from jtok.tokenizers.titok import SIZES, TiTokConfig
 
+_RFID = "ImageNet-1k 256 px rFID"
 
+
+@tokenizer(
+    name="one-d-piece",
+    title="One-D-Piece: Image Tokenizer Meets Quality-Controllable Compression",
+    paper="arXiv:2501.10064",
+    family="tokenizer-1d",
+    training="two stages, as TiTok; the tail is dropped at random",
+    counts="prefix",
+    generator="MaskGIT",
+    idea="a TiTok whose code may be cut anywhere",
+    toy={"image": 16, "patch": 4, "tokens": 8, "encoder": (32, 1, 2), "decoder": (32, 1, 2)}
+    | {"codebook": 32, "code_width": 4, "proxy": 8, "proxy_width": 32, "pixel_width": 32}
+    | {"pixel_multipliers": (1, 1, 1), "pixel_blocks": 1},
+    claims=(
+        Claim("One-D-Piece-L", "256 tokens", 1.08, _RFID),
+        Claim("One-D-Piece-B", "256 tokens", 1.11, _RFID),
+        Claim("One-D-Piece-S", "256 tokens", 1.48, _RFID),
+    ),
+)
 def one_d_piece(size: str = "large", **changes) -> TiTokConfig:
     """The config of a released One-D-Piece, of `small`, `base` or `large` size; stage 2, with the pixel decoder."""
     shape = {"encoder": SIZES[size], "decoder": SIZES[size]}

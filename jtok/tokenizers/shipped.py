@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.resources
 
 from jtok.errors import UserError
-from jtok.tokenizers.code import Tokenizer
 from jtok.tokenizers.files import load_tokenizer
+from jtok.tokenizers.protocol import ImageTokenizer
 
 #: File of the package that holds it; trained by configs/tokenizer/photos.py.
 ASSET = "assets/photos_tokenizer.safetensors"
 
 
-def open_tokenizer(name: str, base: str | None = None) -> Tokenizer:
+def open_tokenizer(name: str, base: str | None = None) -> ImageTokenizer:
     """The tokenizer of a file or of a released directory, or the one that comes with jtok ("shipped").
 
     base: file of the base tokenizer or VAE that it stands on. Raises UserError where there is none.

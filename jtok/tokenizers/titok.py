@@ -8,19 +8,22 @@ were [D, K]; their decoder predicts the codes of MaskGIT's VQGAN, which a pixel 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jtok.checkpoints.safetensor_files import Weights
 from jtok.errors import UserError
+from jtok.registry import Claim
 from jtok.tokenizers.autoencoder import ConvDecoder, ConvShape
 from jtok.tokenizers.autoencoder_names import decoder_names
 from jtok.tokenizers.code import Code, Tokenizer
 from jtok.tokenizers.quantizers import FSQ, VQ, Gaussian
+from jtok.tokenizers.registry import tokenizer
 from jtok.tokenizers.released import Name, linear, norm, trunk
 from jtok.tokenizers.trunk import Trunk
 
@@ -149,6 +152,29 @@ class Decoder(nnx.Module):
         return self.smooth(x.transpose(0, 1, 3, 2, 4, 5).reshape(b, c.image, c.image, 3))
 
 
+_RFID = "ImageNet-1k 256 px rFID"
+
+
+@tokenizer(
+    name="titok",
+    title="An Image is Worth 32 Tokens for Reconstruction and Generation",
+    paper="arXiv:2406.07550, NeurIPS 2024; TA-TiTok: arXiv:2501.07730",
+    family="tokenizer-1d",
+    training="one stage on pixels, or two: codes of MaskGIT's VQGAN first",
+    counts="fixed",
+    generator="MaskGIT",
+    idea="learned latent tokens read the image; mask tokens draw it from them",
+    toy={"image": 16, "patch": 4, "tokens": 8, "encoder": (32, 1, 2), "decoder": (32, 1, 2)}
+    | {"codebook": 32, "code_width": 4},
+    claims=(
+        Claim("TiTok-L-32", "32 tokens, two stages", 2.21, _RFID),
+        Claim("TiTok-B-64", "64 tokens, two stages", 1.70, _RFID),
+        Claim("TiTok-S-128", "128 tokens, two stages", 1.71, _RFID),
+        Claim("TiTok-BL-64", "64 tokens of 8192 codes, one stage", 2.06, _RFID),
+        Claim("TA-TiTok", "32 tokens, VQ", 3.95, _RFID),
+        Claim("TA-TiTok", "128 tokens, VQ", 1.53, _RFID),
+    ),
+)
 class TiTok(Tokenizer):
     """Encoder, bottleneck and decoder; a legacy model may have the pixel decoder behind them."""
 
@@ -190,6 +216,11 @@ class TiTok(Tokenizer):
         if self.config.bottleneck == "kl":
             raise UserError("a tokenizer with a KL bottleneck has continuous latents, no ids.")
         return Code(self.quantizer.decode(ids), ids, count)
+
+    @property
+    def codec_ready(self) -> bool:
+        """With ids, and without text."""
+        return self.config.bottleneck != "kl" and not self.config.text_length
 
     def proxy_logits(self, code: Code, text: Float[Array, "B T E"] | None = None) -> Array:
         """What the transformer decoder returns: pixels, or a legacy model's logits over the proxy codes."""
@@ -233,6 +264,18 @@ class TiTok(Tokenizer):
             yield Name("pixel_codes", "pixel_quantize.embedding.weight")
             yield from decoder_names(self.pixel_decoder, "pixel_decoder", "pixel_decoder", "titok")
 
+    @classmethod
+    def released_config(cls, weights: Weights) -> TiTokConfig | None:
+        """Of a release, whose config.json says what it is."""
+        try:
+            return None if weights.config is None else titok_config(weights.config, set(weights.shapes))
+        except (KeyError, TypeError):  # of something else
+            return None
+
+    def release(self) -> dict[str, Any]:
+        """config.json as TiTok's authors write it."""
+        return released_config(self.config)
+
 
 def ladder(most: int) -> tuple[int, ...]:
     """Lengths that a search for a quality tries: all up to 8, then about six for every doubling."""
@@ -249,3 +292,62 @@ def cut_patches(images: Float[Array, "B H W 3"], patch: int) -> Float[Array, "B 
         raise UserError(f"images of {h} x {w} pixels do not divide into patches of {patch}: resize or tile them.")
     x = images.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, -1, patch * patch * c)
+
+
+def titok_config(stated: Mapping[str, Any], tensors: set[str]) -> TiTokConfig:
+    """The config of a released TiTok, TA-TiTok or One-D-Piece from its config.json and the names of its tensors."""
+    stated = stated.get("config", stated)
+    model = stated["model"]["vq_model"]
+    kl = model.get("quantize_mode", "vq") == "vae"
+    legacy = bool(model.get("is_legacy", True)) and not kl
+    text = "decoder.text_guidance_proj.weight" in tensors
+    return TiTokConfig(
+        image=int(stated["dataset"]["preprocessing"]["crop_size"]),
+        patch=model["vit_enc_patch_size"],
+        tokens=model["num_latent_tokens"],
+        encoder=SIZES[model["vit_enc_model_size"]],
+        decoder=SIZES[model["vit_dec_model_size"]],
+        bottleneck="kl" if kl else "vq",
+        codebook=model["codebook_size"],
+        code_width=model["token_size"],
+        cosine=bool(model.get("use_l2_norm", False)),
+        beta=model.get("commitment_cost", 0.25),
+        legacy=legacy,
+        pixels=legacy and "pixel_quantize.embedding.weight" in tensors,
+        text_length=model.get("text_context_length", 77) if text else 0,
+        text_width=model.get("text_embed_dim", 768) if text else 0,
+        drop_tail=not model.get("strict_length_assertion", True),
+    )
+
+
+def released_config(c: TiTokConfig) -> dict[str, Any]:
+    """config.json of a release. Raises UserError for a bottleneck or a size that none has."""
+    sizes = {shape: name for name, shape in SIZES.items()}
+    if c.bottleneck == "fsq" or c.encoder not in sizes or c.decoder not in sizes:
+        shapes = ", ".join(f"{name} {shape}" for name, shape in SIZES.items())
+        raise UserError(
+            f"no release has a bottleneck '{c.bottleneck}' with encoder {c.encoder} and decoder {c.decoder}: theirs "
+            f"are vq and kl with {shapes} (width, depth, heads); export it as stablehlo."
+        )
+    model: dict[str, Any] = {
+        "codebook_size": c.codebook,
+        "token_size": c.code_width,
+        "use_l2_norm": c.cosine,
+        "commitment_cost": c.beta,
+        "vit_enc_model_size": sizes[c.encoder],
+        "vit_dec_model_size": sizes[c.decoder],
+        "vit_enc_patch_size": c.patch,
+        "vit_dec_patch_size": c.patch,
+        "num_latent_tokens": c.tokens,
+        "quantize_mode": "vae" if c.bottleneck == "kl" else "vq",
+        "is_legacy": c.legacy,
+        "finetune_decoder": c.pixels,
+    }
+    if c.text_length:
+        model |= {"text_context_length": c.text_length, "text_embed_dim": c.text_width}
+    if c.drop_tail:
+        model["strict_length_assertion"] = False
+    return {
+        "model": {"vq_model": model},
+        "dataset": {"preprocessing": {"crop_size": c.image, "resize_shorter_edge": c.image}},
+    }

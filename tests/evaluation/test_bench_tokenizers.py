@@ -10,7 +10,6 @@ from flax import nnx
 
 from jtok import cli
 from jtok.evaluation.bench.tokenizers import make_tokenizer
-from jtok.evaluation.sweeps.reconstruction import image_side
 from jtok.tokenizers.base_grid import Frozen
 from jtok.tokenizers.files import save_tokenizer
 from jtok.tokenizers.titok import TiTok, TiTokConfig
@@ -50,5 +49,5 @@ def test_titok_l32_has_the_published_number_of_parameters():
 @pytest.mark.slow
 def test_flextok_d18_brings_its_vae():
     made = nnx.eval_shape(lambda: make_tokenizer("flextok_d18"))
-    assert (made.vae.channels, made.vae.stride, image_side(made)) == (made.config.channels, 8, 256)
+    assert (made.vae.channels, made.vae.stride, made.image_side) == (made.config.channels, 8, 256)
     assert jax.tree.leaves(nnx.state(made.vae, Frozen)) and not jax.tree.leaves(nnx.state(made.vae, nnx.Param))

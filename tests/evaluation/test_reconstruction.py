@@ -62,8 +62,8 @@ def test_tokens_that_are_needed_need_no_prefix():
 
 
 def test_usual_counts():
-    assert usual_counts(SimpleNamespace(lengths=tuple(range(1, 25)))) == (1, 2, 4, 8, 16, 24)
-    assert usual_counts(SimpleNamespace(lengths=(32,))) == (32,)
+    assert usual_counts(SimpleNamespace(prefix=True, lengths=tuple(range(1, 25)))) == (1, 2, 4, 8, 16, 24)
+    assert usual_counts(SimpleNamespace(prefix=True, lengths=(32,))) == (32,)
 
 
 def test_a_whole_picture_at_growing_numbers_of_tokens():

@@ -13,14 +13,14 @@ from flax import nnx
 from jtok.errors import UserError
 from jtok.evaluation.cost.flops import count
 from jtok.evaluation.cost.latency import measure
-from jtok.evaluation.sweeps.reconstruction import image_side
 from jtok.tokenizers.autoencoder import ConvShape
 from jtok.tokenizers.base_grid import frozen
 from jtok.tokenizers.bases import AutoencoderKL, KLConfig
-from jtok.tokenizers.code import Tokenizer
-from jtok.tokenizers.flextok import FlexTok, FlexTokConfig
+from jtok.tokenizers.flextok import FlexTokConfig
+from jtok.tokenizers.protocol import ImageTokenizer
+from jtok.tokenizers.registry import with_config
 from jtok.tokenizers.shipped import open_tokenizer
-from jtok.tokenizers.titok import TiTok, TiTokConfig
+from jtok.tokenizers.titok import TiTokConfig
 
 _PHOTOS = TiTokConfig(
     image=32, patch=8, tokens=32, encoder=(128, 4, 4), decoder=(128, 4, 4), drop_tail=True,
@@ -28,7 +28,7 @@ _PHOTOS = TiTokConfig(
 )  # fmt: skip
 #: Shapes with random weights. photos: that of configs/tokenizer/photos.py. titok_l32: the release, pixel decoder and
 #: all. flextok_d12, flextok_d18: with FlexTok's VAE of 16 channels, 20 steps and guidance (two passes a step).
-PRESETS: dict[str, TiTokConfig | FlexTokConfig] = {
+PRESETS: dict[str, Any] = {
     "photos": _PHOTOS,
     "titok_l32": TiTokConfig(legacy=True, pixels=True),
     "flextok_d12": FlexTokConfig(encoder_depth=12, decoder_depth=12, encoder_width=768, decoder_width=768),
@@ -37,16 +37,17 @@ PRESETS: dict[str, TiTokConfig | FlexTokConfig] = {
 VAE = KLConfig(ConvShape(16, 128, (128, 256, 512, 512)))
 
 
-def make_tokenizer(name: str, base: str | None = None, dtype: str = "float32") -> Tokenizer:
+def make_tokenizer(name: str, base: str | None = None, dtype: str = "float32") -> ImageTokenizer:
     """A preset with random weights, whose transformers compute in `dtype`; else what `open_tokenizer` opens."""
     if name not in PRESETS:
         return open_tokenizer(name, base)
     if base:
         raise UserError(f"{name} is a shape with random weights and brings its own base: leave --base out.")
     config = dataclasses.replace(PRESETS[name], dtype=dtype)
-    if isinstance(config, TiTokConfig):
-        return TiTok(config, nnx.Rngs(0))
-    return FlexTok(config, nnx.Rngs(0), vae=frozen(AutoencoderKL(VAE, nnx.Rngs(1))))
+    tokenizer = with_config(config)(config, nnx.Rngs(0))
+    if tokenizer.base_slot is not None:
+        tokenizer.put_base(frozen(AutoencoderKL(VAE, nnx.Rngs(1))))
+    return tokenizer
 
 
 def matmul_rate(dtype: str) -> float:
@@ -57,7 +58,7 @@ def matmul_rate(dtype: str) -> float:
 
 
 def bench_tokenizer(
-    tokenizer: Tokenizer, batches: Sequence[int], rate: float, repeats: int = 10, seconds: float = 0.5
+    tokenizer: ImageTokenizer, batches: Sequence[int], rate: float, repeats: int = 10, seconds: float = 0.5
 ) -> Iterator[dict[str, Any]]:
     """A row for encoding and one for decoding all tokens, at every batch size: milliseconds, images a second, GFLOPs an
     image, and the share of `rate` (FLOPs a second) that its matmuls and convolutions reach.
@@ -65,7 +66,7 @@ def bench_tokenizer(
     Random pixels on the device to ids (or latents), and those to pixels on the device.
     """
     graph, state = nnx.split(tokenizer)
-    side = image_side(tokenizer)
+    side = tokenizer.image_side
 
     def encode(state, images):
         code = nnx.merge(graph, state).analyse(images)

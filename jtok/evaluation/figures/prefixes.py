@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from jtok.data.transforms import centre_crop
 from jtok.evaluation.metrics.image_quality import psnr
-from jtok.evaluation.sweeps.reconstruction import image_side, reconstruct, usual_counts
-from jtok.tokenizers.code import Tokenizer
+from jtok.evaluation.sweeps.reconstruction import reconstruct, usual_counts
 from jtok.tokenizers.codec import Codec, check_quality
 from jtok.tokenizers.container import pack
+from jtok.tokenizers.protocol import ImageTokenizer
 
 COLUMNS = 3
 
@@ -48,10 +48,10 @@ def _decoded(codec: Codec, picture, found, counts, title: str) -> tuple[str, np.
     return f"{title}\n{bits:.3f} bits per pixel, {psnr(picture[None] / 255, again[None] / 255)[0]:.2f} dB", again
 
 
-def draw_whole(tokenizer: Tokenizer, picture: UInt8[np.ndarray, "H W 3"]) -> tuple[Figure, str]:
+def draw_whole(tokenizer: ImageTokenizer, picture: UInt8[np.ndarray, "H W 3"]) -> tuple[Figure, str]:
     """(panels: the middle of a picture at the size a tokenizer was made for, and what it keeps at growing numbers of
     tokens; one sentence). For tokenizers whose code is of a whole image."""
-    image = centre_crop(picture, image_side(tokenizer), 1.0)
+    image = centre_crop(picture, tokenizer.image_side, 1.0)
     counts = usual_counts(tokenizer)
     panels: list[tuple[str, Any]] = [("picture", image)]
     for count, made in zip(counts, reconstruct(tokenizer, image[None], counts, batch=1), strict=True):

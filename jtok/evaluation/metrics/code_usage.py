@@ -1,4 +1,4 @@
-"""How a codebook is used, and what its codes cost in bits."""
+"""How a codebook is used."""
 
 from __future__ import annotations
 
@@ -46,8 +46,3 @@ def code_usage(indices: Int[np.ndarray, "..."], size: int) -> CodeUsage:
     p, smooth = counts[counts > 0] / counts.sum(), (counts + 1e-4) / (counts + 1e-4).sum()
     entropy, smoothed = (float(-(x * np.log(x)).sum()) for x in (p, smooth))
     return CodeUsage(size, int((counts > 0).sum()), entropy, smoothed)
-
-
-def bits_per_pixel(tokens: float, bits: float, height: int, width: int) -> float:
-    """Of an image of height x width pixels: `tokens` of `bits` each (log2 of the codebook's size, or the entropy)."""
-    return tokens * bits / (height * width)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,20 +12,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jtok.errors import UserError
-from jtok.evaluation.metrics.code_usage import bits_per_pixel, code_usage
+from jtok.evaluation.metrics.code_usage import code_usage
 from jtok.evaluation.metrics.frechet import Statistics, frechet_distance
 from jtok.evaluation.metrics.image_features import RANDOM_CONV, in_batches, random_convolutions
 from jtok.evaluation.metrics.image_quality import as_eight_bit, psnr, ssim
 from jtok.evaluation.metrics.inception import Inception
-from jtok.tokenizers.alit import ALIT
-from jtok.tokenizers.code import Code, Tokenizer
-from jtok.tokenizers.flextok import FlexTok
-from jtok.tokenizers.karl import KARL
+from jtok.tokenizers.code import Code
+from jtok.tokenizers.protocol import ImageTokenizer
 from jtok.training.losses.lpips import LPIPS
 
 Images = UInt8[np.ndarray, "N S S 3"]
-PREFIX = (ALIT, KARL)  # a shorter code of these is made anew, no prefix of the longer one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,38 +41,24 @@ class Networks:
     lpips: LPIPS | None = None
 
 
-def image_side(tokenizer: Tokenizer) -> int:
-    """Pixels a side of the images that a tokenizer was made for."""
-    c = tokenizer.config
-    if isinstance(tokenizer, FlexTok):
-        return c.side * (1 if tokenizer.vae is None else tokenizer.vae.stride)
-    return 16 * c.patch if isinstance(tokenizer, KARL) else c.image
-
-
-def codebook_size(tokenizer: Tokenizer) -> int:
-    """Number of ids, 0 for continuous latents."""
-    return getattr(tokenizer.quantizer, "size", 0)
-
-
-def usual_counts(tokenizer: Tokenizer) -> tuple[int, ...]:
+def usual_counts(tokenizer: ImageTokenizer) -> tuple[int, ...]:
     """1, 2, 4, ... and all tokens, as far as the tokenizer has these lengths."""
     lengths = tokenizer.lengths
-    if len(lengths) == 1 or isinstance(tokenizer, PREFIX):
+    if len(lengths) == 1 or not tokenizer.prefix:
         return lengths
     powers = (2**i for i in range(lengths[-1].bit_length()))
     return (*(n for n in powers if lengths[0] <= n < lengths[-1]), lengths[-1])
 
 
-def check_counts(tokenizer: Tokenizer, counts: Sequence[int]) -> None:
+def check_counts(tokenizer: ImageTokenizer, counts: Sequence[int]) -> None:
     """Raises UserError for a number of tokens that the tokenizer does not have."""
-    low, high = tokenizer.lengths[0], tokenizer.lengths[-1]
-    low = 1 if isinstance(tokenizer, PREFIX) else low
     for count in counts:
-        if not low <= count <= high:
-            raise UserError(f"{count} tokens are asked for; this tokenizer has {low} to {high}.")
+        tokenizer.check_count(count)
 
 
-def reconstruct(tokenizer: Tokenizer, images: Images, counts: Sequence[int], batch: int = 16) -> list[Reconstruction]:
+def reconstruct(
+    tokenizer: ImageTokenizer, images: Images, counts: Sequence[int], batch: int = 16
+) -> list[Reconstruction]:
     """The images again at each number of tokens; all images go through one program of `batch` images.
 
     Raises UserError for a number that the tokenizer does not have.
@@ -88,11 +69,11 @@ def reconstruct(tokenizer: Tokenizer, images: Images, counts: Sequence[int], bat
     def again(state, pixels, count):
         net = nnx.merge(graph, state)
         pixels = pixels.astype(jnp.float32) / 255
-        code = net.encode(pixels, count) if isinstance(net, PREFIX) else net.analyse(pixels).take(count)
+        code = net.analyse(pixels).take(count) if net.prefix else net.encode(pixels, count)
         return net.decode(code), code.ids, used(code)
 
     # a number that changes shapes is a constant of its program, others are not
-    run = jax.jit(again, static_argnums=2 if isinstance(tokenizer, PREFIX) else ())
+    run = jax.jit(again, static_argnums=() if tokenizer.prefix else 2)
     rows = np.minimum(np.arange(-(-len(images) // batch) * batch), len(images) - 1).reshape(-1, batch)
     made = []
     for count in counts:
@@ -113,7 +94,7 @@ def used(code: Code) -> Bool[np.ndarray, "B K"]:
 
 
 def evaluate_tokenizer(
-    tokenizer: Tokenizer, images: Images, counts: Sequence[int], networks: Networks | None = None, batch: int = 16
+    tokenizer: ImageTokenizer, images: Images, counts: Sequence[int], networks: Networks | None = None, batch: int = 16
 ) -> list[dict[str, Any]]:
     """One row for each number of tokens: PSNR and SSIM (gauss11) of 8-bit images, LPIPS and rFID where there are
     networks (else a Fréchet distance under its own name), use of the codebook, and bits per pixel (`coded`: by an ideal
@@ -137,19 +118,18 @@ def evaluate_tokenizer(
     return rows
 
 
-def _rate(tokenizer: Tokenizer, made: Reconstruction) -> Mapping[str, Any]:
-    size, side = codebook_size(tokenizer), made.images.shape[1]
+def _rate(tokenizer: ImageTokenizer, made: Reconstruction) -> Mapping[str, Any]:
+    size, pixels = tokenizer.codes, made.images.shape[1] ** 2
     if made.ids is None or not size:
         return {}
     usage = code_usage(made.ids[made.used], size)
-    tokens = made.used.sum(1).mean()
-    which = made.used.shape[1] / side**2 if isinstance(tokenizer, KARL) else 0.0
+    tokens, length = made.used.sum(1).mean(), made.used.shape[1]
     return {
         "codes": size,
         "usage": usage.share,
         "perplexity": usage.perplexity,
-        "bits_per_pixel": bits_per_pixel(tokens, math.log2(size), side, side) + which,
-        "coded_bits_per_pixel": bits_per_pixel(tokens, usage.bits, side, side) + which,
+        "bits_per_pixel": tokenizer.bits(tokens, length) / pixels,
+        "coded_bits_per_pixel": tokenizer.bits(tokens, length, usage.bits) / pixels,
     }
 
 

@@ -60,6 +60,11 @@ class AutoencoderKL(nnx.Module):
         """Pixels a side for one latent."""
         return self.config.shape.stride
 
+    @property
+    def codes(self) -> int:
+        """Size of the codebook: latents are continuous, so 0."""
+        return 0
+
     def posterior(self, images: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
         """(mean, logarithm of the variance) of the latents before shift and scale."""
         x = self.encoder(2 * images - 1 if self.config.signed else images)

@@ -53,6 +53,11 @@ class VQGAN(nnx.Module):
         """Pixels a side for one code."""
         return self.config.shape.stride
 
+    @property
+    def codes(self) -> int:
+        """Size of the codebook."""
+        return self.config.codes
+
     def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
         """Continuous codes, before the codebook."""
         x = self.encoder(2 * images - 1 if self.config.signed else images)

@@ -25,7 +25,7 @@ class PixelGrid(nnx.Module):
     """The base that needs no file: the grid is the pixels of patches in [-1,1], and nothing is lost."""
 
     def __init__(self, stride: int):
-        self.stride, self.channels = stride, 3 * stride**2
+        self.stride, self.channels, self.codes = stride, 3 * stride**2, 0
 
     def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B g g E"]:
         """Patches, E = 3 stride^2."""
@@ -66,7 +66,7 @@ class FrozenBase:
             )
         shapes = open_base(options.path) if from_file else nnx.eval_shape(lambda: self._fresh(jax.random.key(0)))
         self.channels, self.stride = shapes.channels, shapes.stride
-        self.codes = shapes.codebook.shape[0] if isinstance(shapes, VQGAN) else 0
+        self.codes = shapes.codes
         self.graphdef, state = nnx.split(shapes)
         self.read = nnx.to_pure_dict(state) if from_file else None
 
