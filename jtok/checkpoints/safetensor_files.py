@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ class Weights:
         """One tensor in float32. Raises UserError for a file that cannot be read (any more)."""
         with _opened(self.files[name]) as file:
             return np.asarray(file.get_tensor(name)).astype(np.float32)
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, tensor in the file's own dtype), file by file, read one after the other. Raises as `read` does."""
+        by_file = defaultdict(list)
+        for name in names:
+            by_file[self.files[name]].append(name)
+        for path, its in by_file.items():
+            with _opened(path) as file:
+                for name in its:
+                    yield name, file.get_tensor(name)
 
 
 def open_weights(path: str | os.PathLike) -> Weights:
