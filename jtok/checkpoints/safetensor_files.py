@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from jtok.errors import UserError
+from jtok.files import whole
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: A command that converts one; checkpoints of trainings hold the weights under one of these keys.
@@ -147,13 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a file whole or not at all, making its directory if needed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        whole = {k: np.require(v, requirements="C") for k, v in tensors.items()}  # contiguous, and scalars stay so
-        safetensors.numpy.save_file(whole, beside, dict(metadata))
+    contiguous = {k: np.require(v, requirements="C") for k, v in tensors.items()}  # scalars stay scalars
+    with whole(path) as beside:
+        safetensors.numpy.save_file(contiguous, beside, dict(metadata))
         os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

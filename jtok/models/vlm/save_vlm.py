@@ -18,6 +18,7 @@ from jtok.checkpoints.trees import flatten
 from jtok.checkpoints.vit_names import CLIP_NAMES
 from jtok.checkpoints.vlm_names import LANGUAGE_NAMES, PROJECTOR_NAMES
 from jtok.checkpoints.write import released
+from jtok.files import write_text
 from jtok.models.vlm.network import VLMConfig
 
 _LEADS = {
@@ -41,12 +42,9 @@ def save_llava(
     The weights come last, so that a directory with weights is whole. Returns the path of the weights.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     for name, content in {"config.json": hugging_face_config(config, storage), **files}.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-        beside = directory / f".{name}.{os.getpid()}"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, directory / name)
+        write_text(directory / name, text)
     tensors = {name: a.astype(jnp.dtype(storage)) for name, a in released_tensors(config, params)}
     path = directory / "model.safetensors"
     write_safetensors(path, tensors, {"format": "pt", **(metadata or {})})
