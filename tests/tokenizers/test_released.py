@@ -42,6 +42,8 @@ def released(net) -> dict[str, np.ndarray]:
             elif rule.how == "patch":
                 side = net.config.patch
                 x = x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+            elif rule.how == "flat":
+                x = x.reshape(-1)
             tensors[name.format(i)] = np.ascontiguousarray(x)
     return tensors
 
