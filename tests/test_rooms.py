@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "jtok"
 
 #: From the bottom up; rooms in one line do not import each other.
 STACK = (
-    ("errors", "version"),
+    ("errors", "files", "version"),
     ("kernels",),
     ("compile_cache", "config_file", "distributed", "ops", "sharding"),
     ("contract",),

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.checkpoints.projector_names import read_projector, write_projector
+from jtok.checkpoints.match import Part
+from jtok.checkpoints.projector_names import projector_format, spell
+from jtok.checkpoints.read import read
 from jtok.checkpoints.safetensor_files import Weights, check_names, open_weights, write_safetensors, wrong_shape
 from jtok.checkpoints.trees import flatten
+from jtok.checkpoints.write import released
 from jtok.errors import UserError
 from jtok.plan import Plan
 
@@ -30,7 +33,8 @@ def save_projector(path: str | os.PathLike, plan: Plan, facts: Mapping[str, str]
     """
     if not hasattr(plan.projector, "names"):
         raise UserError(f"the plan '{plan.name}' has no projector of its own to save: save the model.")
-    write_safetensors(path, write_projector(plan.projector.names, flatten(plan.params()["projector"])), facts or {})
+    params = flatten(plan.params()["projector"])
+    write_safetensors(path, released(params, None, plan.projector.names, spell), facts or {})
 
 
 def load_reducer(path: str | os.PathLike, plan: Plan) -> dict[str, Any]:
@@ -47,9 +51,9 @@ def load_reducer(path: str | os.PathLike, plan: Plan) -> dict[str, Any]:
     own = any(name.startswith(f"{site}/") for name in weights.shapes for site in wanted)
     if not own and set(wanted) == {"projector"} and hasattr(plan.projector, "names"):
         fixed = getattr(plan.projector, "fixed_names", ())
-        found = {"projector": read_projector(weights, plan.projector.names, wanted["projector"], fixed)}
-    else:
-        found = _read(weights, wanted)
+        part = Part(plan.projector.names, None)
+        return {"projector": read(weights, {"": part}, like["projector"], projector_format(weights, fixed))}
+    found = _read(weights, wanted)
     return {
         site: jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(found[site][name]) for name in wanted[site]])
         for site, tree in like.items()

@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from jtok.errors import UserError
+from jtok.files import whole
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: A command that converts one; checkpoints of trainings hold the weights under one of these keys.
@@ -46,6 +48,16 @@ class Weights:
         """One tensor in float32. Raises UserError for a file that cannot be read (any more)."""
         with _opened(self.files[name]) as file:
             return np.asarray(file.get_tensor(name)).astype(np.float32)
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, tensor in the file's own dtype), file by file, read one after the other. Raises as `read` does."""
+        by_file = defaultdict(list)
+        for name in names:
+            by_file[self.files[name]].append(name)
+        for path, its in by_file.items():
+            with _opened(path) as file:
+                for name in its:
+                    yield name, file.get_tensor(name)
 
 
 def open_weights(path: str | os.PathLike) -> Weights:
@@ -136,13 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a file whole or not at all, making its directory if needed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        whole = {k: np.require(v, requirements="C") for k, v in tensors.items()}  # contiguous, and scalars stay so
-        safetensors.numpy.save_file(whole, beside, dict(metadata))
+    contiguous = {k: np.require(v, requirements="C") for k, v in tensors.items()}  # scalars stay scalars
+    with whole(path) as beside:
+        safetensors.numpy.save_file(contiguous, beside, dict(metadata))
         os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jtok.checkpoints.names import Rule, split_name
+from jtok.checkpoints.match import Format
+from jtok.checkpoints.rules import Rule, flat, fused, linear, norm, table
+from jtok.checkpoints.vit_names import split_name
 
 #: A part of a model and the module names by which it is known, anywhere in front.
 _PARTS = {
@@ -35,65 +37,55 @@ def split_part(name: str) -> tuple[str, int | None, str]:
     raise AssertionError("the last part takes any name")
 
 
-def _heads(c: Any, part: str) -> slice:
+#: How names are read, with tables for the parts.
+VLM = Format(split_part, lambda name: IGNORED.search(name) is not None)
+
+
+def _heads(c: Any, name: str) -> slice:
     stops = {"q": (0, c.heads), "k": (c.heads, c.heads + c.kv_heads), "v": (c.heads + c.kv_heads, None)}
-    return slice(*stops[part])
+    return slice(*stops[name])
 
 
-def _projection(part: str) -> list[Rule]:
+def _projection(name: str) -> list[Rule]:
     """Query, key or value heads of the fused projection."""
-    name = f"self_attn.{part}_proj"
-    return [
-        Rule((f"{name}.weight",), "blocks.qkv.kernel", "linear", lambda c: (slice(None), _heads(c, part))),
-        Rule((f"{name}.bias",), "blocks.qkv.bias", "flat", lambda c: _heads(c, part)),
-    ]
+    theirs = f"self_attn.{name}_proj"
+    return fused(theirs, "blocks.qkv", lambda c: (slice(None), _heads(c, name)), lambda c: _heads(c, name))
 
 
 def _half(name: str, index: int) -> list[Rule]:
     """Gate or value half of the MLP."""
-    return [
-        Rule((f"mlp.{name}.weight",), "blocks.up.kernel", "linear", lambda c: (slice(None), index)),
-        Rule((f"mlp.{name}.bias",), "blocks.up.bias", "flat", lambda c: index),
-    ]
-
-
-def _linear(names: str, path: str, how: str = "linear") -> list[Rule]:
-    spellings = names.split()
-    return [
-        Rule(tuple(f"{n}.weight" for n in spellings), f"{path}.kernel", how),
-        Rule(tuple(f"{n}.bias" for n in spellings), f"{path}.bias", "flat"),
-    ]
+    return fused(f"mlp.{name}", "blocks.up", lambda c: (slice(None), index), lambda c: index)
 
 
 LANGUAGE_NAMES = [
-    Rule(("embed_tokens.weight",), "embedding", "flat"),
-    Rule(("input_layernorm.weight",), "blocks.norm1.scale", "flat"),
+    table("embed_tokens.weight", "embedding"),
+    *norm("input_layernorm", "blocks.norm1", bias=False),
     *_projection("q"),
     *_projection("k"),
     *_projection("v"),
-    *_linear("self_attn.o_proj", "blocks.out", "heads"),
-    Rule(("post_attention_layernorm.weight",), "blocks.norm2.scale", "flat"),
+    *linear("self_attn.o_proj", "blocks.out"),
+    *norm("post_attention_layernorm", "blocks.norm2", bias=False),
     *_half("gate_proj", 0),
     *_half("up_proj", 1),
-    *_linear("mlp.down_proj", "blocks.down"),
-    Rule(("norm.weight",), "norm.scale", "flat"),
+    *linear("mlp.down_proj", "blocks.down"),
+    *norm("norm", "norm", bias=False),
     Rule(("lm_head.weight",), "head", "linear"),
 ]
 
 #: Projectors: one linear layer (PaliGemma), or two (LLaVA; `0` and `2` in files of the original code).
-PROJECTOR_NAMES = [*_linear("linear_1 linear 0", "layers.0"), *_linear("linear_2 2", "layers.1")]
+PROJECTOR_NAMES = [*linear("linear_1 linear 0", "layers.0"), *linear("linear_2 2", "layers.1")]
 
-NEWLINE_NAMES = [Rule(("image_newline",), "", "flat")]
+NEWLINE_NAMES = [flat("image_newline", "")]
 
 #: The tower of Qwen2.5-VL; its merger's MLP is the projector.
 QWEN_NAMES = [
-    Rule(("patch_embed.proj.weight",), "patch.kernel", "conv"),
-    Rule(("norm1.weight",), "blocks.norm1.scale", "flat"),
-    *_linear("attn.qkv", "blocks.qkv"),
-    *_linear("attn.proj", "blocks.out", "heads"),
-    Rule(("norm2.weight",), "blocks.norm2.scale", "flat"),
+    Rule(("patch_embed.proj.weight",), "patch.kernel", "volume"),
+    *norm("norm1", "blocks.norm1", bias=False),
+    *linear("attn.qkv", "blocks.qkv"),
+    *linear("attn.proj", "blocks.out"),
+    *norm("norm2", "blocks.norm2", bias=False),
     *_half("gate_proj", 0),
     *_half("up_proj", 1),
-    *_linear("mlp.down_proj", "blocks.down"),
-    Rule(("merger.ln_q.weight",), "norm.scale", "flat"),
+    *linear("mlp.down_proj", "blocks.down"),
+    *norm("merger.ln_q", "norm", bias=False),
 ]

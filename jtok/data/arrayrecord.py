@@ -10,7 +10,6 @@ Other tensors are ignored. `write_arrayrecord` turns any other source into such 
 
 import bisect
 import itertools
-import os
 import pathlib
 from collections.abc import Iterable
 
@@ -23,6 +22,7 @@ import safetensors.numpy
 from jtok.data.files import split_files
 from jtok.data.images import Encoded, UnreadableImage
 from jtok.errors import UserError
+from jtok.files import whole
 
 SUFFIX = ".array_record"
 
@@ -68,17 +68,12 @@ def _count(file: str) -> int:
 
 def write_arrayrecord(file: str | pathlib.Path, examples: Iterable[Encoded]) -> int:
     """Writes examples to one ArrayRecord file and returns how many; the file appears only when it is whole."""
-    draft = f"{file}.draft-{os.getpid()}"
-    writer = array_record.ArrayRecordWriter(draft, "group_size:1")  # one record a chunk: cheap to read one alone
     count = 0
-    try:
+    with whole(file) as draft:
+        writer = array_record.ArrayRecordWriter(str(draft), "group_size:1")  # one record a chunk: cheap to read alone
         for example in examples:
             tensors = {"image": np.frombuffer(example.data, np.uint8), "label": np.array(example.label, np.int64)}
             writer.write(safetensors.numpy.save(tensors))
             count += 1
         writer.close()
-        os.replace(draft, file)
-    finally:
-        if os.path.exists(draft):
-            os.remove(draft)
     return count

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.checkpoints.names import CLIP_NAMES, TIMM_NAMES, VIT_NAMES, Rule
-from jtok.checkpoints.release import release
+from jtok.checkpoints.rules import Rule
 from jtok.checkpoints.safetensor_files import write_safetensors
 from jtok.checkpoints.trees import flatten
+from jtok.checkpoints.vit_names import CLIP_NAMES, TIMM_NAMES, VIT_NAMES
+from jtok.checkpoints.write import released
 from jtok.errors import UserError
 from jtok.layers.activations import TRANSFORMERS_NAMES
 from jtok.models.towers.load import load_vit
@@ -87,16 +88,17 @@ def _transformers(config: ViTConfig, ours: Mapping[str, np.ndarray]) -> tuple[di
     pattern = (
         family.spelling.replace(r"fc\d", r"weights_(?:in|out)") if config.mlp_kind == "swiglu" else family.spelling
     )
-    spelled = release(ours, config, family.table, lambda rule: _spell(rule, pattern))
     block = "encoder.layers" if family.table is CLIP_NAMES else "encoder.layer"
-    tensors = {}
-    for (layer, name), a in spelled.items():
+
+    def spell(rule: Rule, layer: int | None) -> str:
+        name = _spelling(rule, pattern)
         lead = family.lead if config.classes and "classifier" not in name else ""
-        tensors[f"{lead}{name}" if layer is None else f"{lead}{block}.{layer}.{name}"] = a
-    return tensors, _transformers_config(kind, family.classes, config)
+        return f"{lead}{name}" if layer is None else f"{lead}{block}.{layer}.{name}"
+
+    return released(ours, config, family.table, spell), _transformers_config(kind, family.classes, config)
 
 
-def _spell(rule: Rule, pattern: str) -> str:
+def _spelling(rule: Rule, pattern: str) -> str:
     return next((name for name in rule.names if re.match(pattern, name)), rule.names[0])
 
 
@@ -142,8 +144,11 @@ def _ratio(c: ViTConfig) -> int:
 
 def _timm(config: ViTConfig, ours: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     pattern = r"fc_norm\." if config.final_norm == "pooled" and config.head == "mean" else "$^"
-    spelled = release(ours, config, TIMM_NAMES, lambda rule: _spell(rule, pattern))
-    tensors = {name if layer is None else f"blocks.{layer}.{name}": a for (layer, name), a in spelled.items()}
+
+    def spell(rule: Rule, layer: int | None) -> str:
+        return f"{'' if layer is None else f'blocks.{layer}.'}{_spelling(rule, pattern)}"
+
+    tensors = released(ours, config, TIMM_NAMES, spell)
     arguments = {
         "img_size": config.image, "patch_size": config.patch, "embed_dim": config.width, "depth": config.depth,
         "num_heads": config.heads, "mlp_ratio": config.mlp / config.width, "in_chans": config.channels,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from jtok.errors import UserError
 from jtok.export import card, program
 from jtok.export.program import Program
+from jtok.files import whole
 
 Facts = Mapping[str, Any]
 
@@ -67,12 +66,9 @@ def _whole(out: str) -> Iterator[Path]:
     path = Path(out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"'{path}' exists already: give --out a new directory.")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.mkdir(parents=True)
-        yield beside
-        os.replace(beside, path)
+        with whole(path) as beside:
+            beside.mkdir()
+            yield beside
     except OSError as error:
         raise UserError(f"cannot write '{path}': choose another place ({error.strerror}).") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

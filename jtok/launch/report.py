@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jtok.errors import UserError
-from jtok.launch.unit import write_whole
+from jtok.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ class Report:
         write_json(directory / "report.json", {"tables": dict(self.tables), "notes": list(self.notes)})
         parts = [f"## {title}\n\n{markdown(rows)}" for title, rows in self.tables.items()]
         parts += [*self.notes, *(["![figure](report.png)"] if self.figure else [])]
-        written = [directory / "report.json", write_whole(directory / "report.md", "\n\n".join(parts) + "\n")]
+        written = [directory / "report.json", write_text(directory / "report.md", "\n\n".join(parts) + "\n")]
         if self.figure:
             from jtok.viz.pareto import save_figure  # takes seconds to import
 

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jtok.files import write_text
+
 #: `EX_TEMPFAIL` of sysexits.h, what `jtok train` exits with after it was asked to stop and has saved.
 PREEMPTED = 75
 DONE, FAILED = "done.json", "failed.json"
@@ -32,14 +34,6 @@ def read_done(workdir: str | os.PathLike) -> dict[str, Any] | None:
         return json.loads((Path(workdir) / DONE).read_text())
     except (OSError, ValueError):
         return None
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """A file that appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
-    return path
 
 
 def run_module(words: Sequence[str]) -> int:
@@ -86,9 +80,9 @@ def main(argv: Sequence[str]) -> int:
     if output and code == 0:
         os.replace(workdir / f".{output}.tmp", workdir / output)
     if code == 0:
-        write_whole(workdir / DONE, json.dumps({"command": words, "seconds": time.time() - begin}, indent=2))
+        write_text(workdir / DONE, json.dumps({"command": words, "seconds": time.time() - begin}, indent=2))
     elif code != PREEMPTED:
-        write_whole(workdir / FAILED, json.dumps({"command": words, "code": code}, indent=2))
+        write_text(workdir / FAILED, json.dumps({"command": words, "code": code}, indent=2))
     return code
 
 

@@ -4,7 +4,7 @@ A projector is an `nnx.Module` called as `(tokens, taps, count) -> Tokens`: `tap
 layers that it names in `layers_read` ([B,N,D] each, 0 being the embedding), `count` the number of tokens a crop shall
 become (None: its own). What it returns carries owners and positions on, so that a reducer may stand behind it. A
 projector that has been released lists in `names` what its authors call its tensors
-(`jtok.checkpoints.projector_names`).
+(rules of `jtok.checkpoints.rules`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from jtok.checkpoints import projector_names
-from jtok.checkpoints.names import Rule
+from jtok.checkpoints.rules import Rule, linear
 from jtok.errors import UserError
 from jtok.layers.activations import ACTIVATIONS, Activation
 from jtok.target import Target
@@ -56,7 +55,7 @@ class MLPProjector(nnx.Module):
         """The authors' names: `0`, `2`, ... in a sequence with activations between, or one layer by itself."""
         alone = "linear ." if self.config.depth == 1 else ""
         layers = range(self.config.depth)
-        return [r for i in layers for r in projector_names.linear(f"{2 * i} linear_{i + 1} {alone}", f"layers.{i}")]
+        return [r for i in layers for r in linear(f"{2 * i} linear_{i + 1} {alone}", f"layers.{i}")]
 
     def __call__(self, tokens: Tokens, taps: Sequence[Array] = (), count: int | None = None) -> Tokens:
         """Raises UserError if `count` differs from the number of tokens."""

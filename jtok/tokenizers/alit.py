@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jtok.checkpoints.rules import Rule, linear, norm, table
 from jtok.errors import UserError
 from jtok.tokenizers.base_grid import BaseTokenizer, GuessHead, Needs, as_image, guessed_code
 from jtok.tokenizers.code import Code, Tokenizer
 from jtok.tokenizers.quantizers import VQ
 from jtok.tokenizers.quantizers.vq import unit
 from jtok.tokenizers.registry import tokenizer
-from jtok.tokenizers.released import Name, linear, norm, trunk
+from jtok.tokenizers.released import trunk
 from jtok.tokenizers.titok import cut_patches
 from jtok.tokenizers.trunk import Trunk
 
@@ -245,7 +246,7 @@ class ALIT(Tokenizer):
         book = None if self.base_codebook is None else self.base_codebook[...]
         return as_image(self.base, guessed_code(self.decoder(code.latents, code.count), book))
 
-    def names(self) -> Iterator[Name]:
+    def names(self) -> Iterator[Rule]:
         """The released names of all parameters."""
         for ours, theirs in (
             ("position", "encoder_positional_embedding"),
@@ -261,21 +262,21 @@ class ALIT(Tokenizer):
             ("quantizer.codebook", "quantize.embedding.weight"),
             ("base_codebook", "base_tokenizer.vqgan.quantize.embedding.weight"),
         ):
-            yield Name(ours, theirs)
-        yield from norm("norm_in", "encoder_ln_pre")
-        yield from norm("norm_out", "encoder_ln_post")
-        yield from norm("norm_again", "encoder_ln_recursive")
-        yield from linear("narrow", "pre_quantizer_mlp")
-        yield from linear("patch", "patch_embed", "patch")
-        yield from trunk("trunk", "encoder.transformer")
+            yield table(theirs, ours)
+        yield from norm("encoder_ln_pre", "norm_in")
+        yield from norm("encoder_ln_post", "norm_out")
+        yield from norm("encoder_ln_recursive", "norm_again")
+        yield from linear("pre_quantizer_mlp", "narrow")
+        yield from linear("patch_embed", "patch", how="patch")
+        yield from trunk("encoder.transformer", "trunk")
         yield from grid_decoder_names(embed="decoder.decoder_embed")
 
 
-def grid_decoder_names(embed: str) -> Iterator[Name]:
+def grid_decoder_names(embed: str) -> Iterator[Rule]:
     """The part of the decoder that ALIT and KARL name alike."""
-    yield from linear("decoder.embed", embed)
-    yield from norm("decoder.norm_in", "decoder.ln_pre")
-    yield from norm("decoder.norm_out", "decoder.ln_post")
-    yield from trunk("decoder.trunk", "decoder.transformer")
-    yield from linear("decoder.head.hidden", "decoder.ffn.0")
-    yield from linear("decoder.head.out", "decoder.ffn.2")
+    yield from linear(embed, "decoder.embed")
+    yield from norm("decoder.ln_pre", "decoder.norm_in")
+    yield from norm("decoder.ln_post", "decoder.norm_out")
+    yield from trunk("decoder.transformer", "decoder.trunk")
+    yield from linear("decoder.ffn.0", "decoder.head.hidden")
+    yield from linear("decoder.ffn.2", "decoder.head.out")

@@ -8,9 +8,9 @@ from itertools import count, takewhile
 
 from flax import nnx
 
+from jtok.checkpoints.rules import Rule, linear, norm
 from jtok.errors import UserError
 from jtok.tokenizers.autoencoder import ConvDecoder, ConvEncoder, ConvShape, Level
-from jtok.tokenizers.released import Name, linear, norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ NAMINGS = {
 }
 
 
-def encoder_names(net: ConvEncoder, ours: str, theirs: str, naming: str) -> Iterator[Name]:
+def encoder_names(net: ConvEncoder, ours: str, theirs: str, naming: str) -> Iterator[Rule]:
     """The released names of an encoder's parameters."""
     n, last = NAMINGS[naming], len(net.down) - 1
     yield from _ends(ours, theirs, n)
@@ -62,10 +62,10 @@ def encoder_names(net: ConvEncoder, ours: str, theirs: str, naming: str) -> Iter
     for i, level in enumerate(net.down):
         yield from _level(level, f"{ours}.down.{i}", theirs, n.down, n.down_attention, n, i, last - i)
     for i in range(len(net.shrink)):
-        yield from linear(f"{ours}.shrink.{i}", f"{theirs}.{n.shrink.format(l=i)}", "conv")
+        yield from linear(f"{theirs}.{n.shrink.format(l=i)}", f"{ours}.shrink.{i}", how="conv")
 
 
-def decoder_names(net: ConvDecoder, ours: str, theirs: str, naming: str) -> Iterator[Name]:
+def decoder_names(net: ConvDecoder, ours: str, theirs: str, naming: str) -> Iterator[Rule]:
     """The released names of a decoder's parameters."""
     n, last = NAMINGS[naming], len(net.up) - 1
     yield from _ends(ours, theirs, n)
@@ -73,7 +73,7 @@ def decoder_names(net: ConvDecoder, ours: str, theirs: str, naming: str) -> Iter
     for i, level in enumerate(net.up):
         yield from _level(level, f"{ours}.up.{i}", theirs, n.up, n.up_attention, n, i, last - i)
     for i in range(last):
-        yield from linear(f"{ours}.grow.{i}", f"{theirs}.{n.grow.format(l=i + 1, b=last - i - 1)}", "conv")
+        yield from linear(f"{theirs}.{n.grow.format(l=i + 1, b=last - i - 1)}", f"{ours}.grow.{i}", how="conv")
 
 
 def find_naming(tensors: Mapping[str, tuple[int, ...]], prefix: str) -> str | None:
@@ -120,13 +120,13 @@ def find_shape(tensors: Mapping[str, tuple[int, ...]], prefix: str, naming: str,
     )
 
 
-def _ends(ours: str, theirs: str, n: Naming) -> Iterator[Name]:
-    yield from linear(f"{ours}.conv_in", f"{theirs}.conv_in", "conv")
-    yield from linear(f"{ours}.conv_out", f"{theirs}.conv_out", "conv")
-    yield from norm(f"{ours}.norm_out", f"{theirs}.{n.norm_out}")
+def _ends(ours: str, theirs: str, n: Naming) -> Iterator[Rule]:
+    yield from linear(f"{theirs}.conv_in", f"{ours}.conv_in", how="conv")
+    yield from linear(f"{theirs}.conv_out", f"{ours}.conv_out", how="conv")
+    yield from norm(f"{theirs}.{n.norm_out}", f"{ours}.norm_out")
 
 
-def _middle(net: nnx.Module, ours: str, theirs: str, n: Naming) -> Iterator[Name]:
+def _middle(net: nnx.Module, ours: str, theirs: str, n: Naming) -> Iterator[Rule]:
     for i in range(len(net.mid.blocks)):
         yield from _block(f"{ours}.mid.blocks.{i}", f"{theirs}.{n.mid.format(i=i, n=i + 1)}", n)
     yield from _attention(f"{ours}.mid.attention", f"{theirs}.{n.mid_attention}", n)
@@ -139,14 +139,14 @@ def _level(level: Level, ours: str, theirs: str, block: str, attention: str, n: 
         yield from _attention(f"{ours}.attention.{i}", f"{theirs}.{attention.format(l=l, b=b, i=i)}", n)
 
 
-def _block(ours: str, theirs: str, n: Naming) -> Iterator[Name]:
+def _block(ours: str, theirs: str, n: Naming) -> Iterator[Rule]:
     for i in (1, 2):
-        yield from norm(f"{ours}.norm{i}", f"{theirs}.norm{i}")
-        yield from linear(f"{ours}.conv{i}", f"{theirs}.conv{i}", "conv")
-    yield from linear(f"{ours}.shortcut", f"{theirs}.{n.shortcut}", "conv")
+        yield from norm(f"{theirs}.norm{i}", f"{ours}.norm{i}")
+        yield from linear(f"{theirs}.conv{i}", f"{ours}.conv{i}", how="conv")
+    yield from linear(f"{theirs}.{n.shortcut}", f"{ours}.shortcut", how="conv")
 
 
-def _attention(ours: str, theirs: str, n: Naming) -> Iterator[Name]:
-    yield from norm(f"{ours}.norm", f"{theirs}.{n.parts[0]}")
+def _attention(ours: str, theirs: str, n: Naming) -> Iterator[Rule]:
+    yield from norm(f"{theirs}.{n.parts[0]}", f"{ours}.norm")
     for own, part in zip(("q", "k", "v", "out"), n.parts[1:], strict=True):
-        yield from linear(f"{ours}.{own}", f"{theirs}.{part}")
+        yield from linear(f"{theirs}.{part}", f"{ours}.{own}")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jtok.checkpoints.rules import Rule, linear, table
 from jtok.errors import UserError
 from jtok.models.diffusion.dit import DiT, TimeEmbedder, plain_norm, sincos_grid
 from jtok.models.diffusion.flow import Guidance, integrate, noised
@@ -26,7 +27,6 @@ from jtok.tokenizers.masks import packed_mask
 from jtok.tokenizers.nested_dropout import draw_counts, fill_tail
 from jtok.tokenizers.quantizers import FSQ
 from jtok.tokenizers.registry import tokenizer
-from jtok.tokenizers.released import Name, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,30 +220,30 @@ class FlexTok(Tokenizer):
         flow = jnp.square(self.decoder(x_t, t, code, null) - target).mean()
         return {"flow": flow, "total": flow}
 
-    def names(self) -> Iterator[Name]:
+    def names(self) -> Iterator[Rule]:
         """The released names of all parameters but the VAE's."""
         e, d = "encoder.module_dict", "decoder.module_dict"
-        yield from linear("encoder.patch", f"{e}.enc_patch_emb.patch_proj")
-        yield Name("encoder.position", f"{e}.enc_posemb_module.posembs")
-        yield Name("encoder.registers", f"{e}.enc_register_module.registers")
-        yield from linear("encoder.out", f"{e}.enc_to_latents.proj")
-        yield from linear("decoder.embed", f"{d}.dec_from_latents.proj")
-        yield Name("decoder.register_position", f"{d}.dec_registers_posemb_module.posembs")
-        yield Name("decoder.dropped", f"{d}.dec_nested_dropout.dropout_mask_token")
-        yield Name("decoder.null", f"{d}.dec_latent_dropout.nullcond")
-        yield from linear("decoder.patch", f"{d}.dec_noise_patch_emb.patch_proj")
-        yield Name("decoder.position", f"{d}.dec_patches_posemb_module.posembs")
-        yield from linear("decoder.time.up", f"{d}.dec_time_embedder.mlp.0")
-        yield from linear("decoder.time.out", f"{d}.dec_time_embedder.mlp.2")
-        yield from linear("decoder.modulate", f"{d}.dec_to_patches.adaLN_modulation.1")
-        yield from linear("decoder.out", f"{d}.dec_to_patches.proj")
+        yield from linear(f"{e}.enc_patch_emb.patch_proj", "encoder.patch")
+        yield table(f"{e}.enc_posemb_module.posembs", "encoder.position")
+        yield table(f"{e}.enc_register_module.registers", "encoder.registers")
+        yield from linear(f"{e}.enc_to_latents.proj", "encoder.out")
+        yield from linear(f"{d}.dec_from_latents.proj", "decoder.embed")
+        yield table(f"{d}.dec_registers_posemb_module.posembs", "decoder.register_position")
+        yield table(f"{d}.dec_nested_dropout.dropout_mask_token", "decoder.dropped")
+        yield table(f"{d}.dec_latent_dropout.nullcond", "decoder.null")
+        yield from linear(f"{d}.dec_noise_patch_emb.patch_proj", "decoder.patch")
+        yield table(f"{d}.dec_patches_posemb_module.posembs", "decoder.position")
+        yield from linear(f"{d}.dec_time_embedder.mlp.0", "decoder.time.up")
+        yield from linear(f"{d}.dec_time_embedder.mlp.2", "decoder.time.out")
+        yield from linear(f"{d}.dec_to_patches.adaLN_modulation.1", "decoder.modulate")
+        yield from linear(f"{d}.dec_to_patches.proj", "decoder.out")
         for ours, theirs in (("encoder", f"{e}.enc_transformer"), ("decoder", f"{d}.dec_transformer")):
             o, t = f"{ours}.trunk.blocks", theirs + ".blocks.{}"
             for one, other in (("q", "wq"), ("k", "wk"), ("v", "wv"), ("out", "proj")):
-                yield from linear(f"{o}.{one}", f"{t}.attn.{other}", bias=False)
+                yield from linear(f"{t}.attn.{other}", f"{o}.{one}", bias=False)
             for one, other in (("gate", "fc1"), ("down", "fc2"), ("up", "fc3")):
-                yield from linear(f"{o}.{one}", f"{t}.mlp.{other}", bias=False)
-            yield from linear(f"{o}.modulate", f"{t}.adaLN_modulation.1")
+                yield from linear(f"{t}.mlp.{other}", f"{o}.{one}", bias=False)
+            yield from linear(f"{t}.adaLN_modulation.1", f"{o}.modulate")
 
 
 def cut(x: Float[Array, "B h w C"], patch: int) -> Float[Array, "B N p"]:

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jtok.checkpoints.rules import Rule, linear, norm, table
 from jtok.errors import UserError
 from jtok.layers.mlp import mlp
-from jtok.tokenizers.released import Name, linear, norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,39 +106,39 @@ class Generator(nnx.Module):
             x = self.norm(x)
         return self.head(x[:, 1:])
 
-    def names(self) -> Iterator[Name]:
+    def names(self) -> Iterator[Rule]:
         """The released names of all parameters (those of BERT, or of the U-shaped body)."""
         if self.config.body == "uvit":
             yield from self._uvit_names()
             return
-        yield from linear("head", "model.lm_head")
-        yield Name("embedding", "model.embeddings.word_embeddings.weight")
-        yield Name("position", "model.embeddings.position_embeddings.weight")
-        yield Name("kind", "model.embeddings.token_type_embeddings.weight")
-        yield from norm("norm", "model.embeddings.LayerNorm")
+        yield from linear("model.lm_head", "head")
+        yield table("model.embeddings.word_embeddings.weight", "embedding")
+        yield table("model.embeddings.position_embeddings.weight", "position")
+        yield table("model.embeddings.token_type_embeddings.weight", "kind")
+        yield from norm("model.embeddings.LayerNorm", "norm")
         for i in range(len(self.first)):
             ours, theirs = f"first.{i}", f"model.encoder.layer.{i}"
             for one, long in (("q", "query"), ("k", "key"), ("v", "value")):
-                yield from linear(f"{ours}.{one}", f"{theirs}.attention.self.{long}")
-            yield from linear(f"{ours}.out", f"{theirs}.attention.output.dense")
-            yield from norm(f"{ours}.norm1", f"{theirs}.attention.output.LayerNorm")
-            yield from linear(f"{ours}.up", f"{theirs}.intermediate.dense")
-            yield from linear(f"{ours}.down", f"{theirs}.output.dense")
-            yield from norm(f"{ours}.norm2", f"{theirs}.output.LayerNorm")
+                yield from linear(f"{theirs}.attention.self.{long}", f"{ours}.{one}")
+            yield from linear(f"{theirs}.attention.output.dense", f"{ours}.out")
+            yield from norm(f"{theirs}.attention.output.LayerNorm", f"{ours}.norm1")
+            yield from linear(f"{theirs}.intermediate.dense", f"{ours}.up")
+            yield from linear(f"{theirs}.output.dense", f"{ours}.down")
+            yield from norm(f"{theirs}.output.LayerNorm", f"{ours}.norm2")
 
-    def _uvit_names(self) -> Iterator[Name]:
-        yield from linear("head", "lm_head")
-        yield Name("embedding", "embeddings.weight")
-        yield Name("position", "pos_embed")
+    def _uvit_names(self) -> Iterator[Rule]:
+        yield from linear("lm_head", "head")
+        yield table("embeddings.weight", "embedding")
+        yield table("pos_embed", "position")
         yield from norm("norm", "norm")
         pairs = [(f"first.{i}", f"in_blocks.{i}") for i in range(len(self.first))] + [("middle", "mid_block")]
         pairs += [(f"second.{i}", f"out_blocks.{i}") for i in range(len(self.second))]
         for ours, theirs in pairs:
             for third, part in enumerate("qkv"):
-                yield Name(f"{ours}.{part}.kernel", f"{theirs}.attn.qkv.weight", f"third{third}")
-            yield from linear(f"{ours}.out", f"{theirs}.attn.proj")
-            yield from norm(f"{ours}.norm1", f"{theirs}.norm1")
-            yield from norm(f"{ours}.norm2", f"{theirs}.norm2")
-            yield from linear(f"{ours}.up", f"{theirs}.mlp.fc1")
-            yield from linear(f"{ours}.down", f"{theirs}.mlp.fc2")
-            yield from linear(f"{ours}.skip", f"{theirs}.skip_linear")
+                yield Rule((f"{theirs}.attn.qkv.weight",), f"{ours}.{part}.kernel", "linear", thirds=(third, third + 1))
+            yield from linear(f"{theirs}.attn.proj", f"{ours}.out")
+            yield from norm(f"{theirs}.norm1", f"{ours}.norm1")
+            yield from norm(f"{theirs}.norm2", f"{ours}.norm2")
+            yield from linear(f"{theirs}.mlp.fc1", f"{ours}.up")
+            yield from linear(f"{theirs}.mlp.fc2", f"{ours}.down")
+            yield from linear(f"{theirs}.skip_linear", f"{ours}.skip")

@@ -18,13 +18,14 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jtok.checkpoints.rules import Rule, linear, norm, table
 from jtok.errors import UserError
 from jtok.tokenizers.alit import grid_decoder_names
 from jtok.tokenizers.base_grid import BaseTokenizer, GuessHead, Needs, as_image, guessed_code
 from jtok.tokenizers.code import Code, Tokenizer, check_float
 from jtok.tokenizers.quantizers import VQ
 from jtok.tokenizers.registry import tokenizer
-from jtok.tokenizers.released import Name, linear, norm, trunk
+from jtok.tokenizers.released import trunk
 from jtok.tokenizers.titok import cut_patches
 from jtok.tokenizers.trunk import Trunk
 
@@ -257,7 +258,7 @@ class KARL(Tokenizer):
         target = jnp.arange(t) >= t - jnp.reshape(jnp.asarray(surplus), (-1, 1))
         return optax.losses.sigmoid_binary_cross_entropy(logits, target.astype(jnp.float32)).mean()
 
-    def names(self) -> Iterator[Name]:
+    def names(self) -> Iterator[Rule]:
         """The released names of all parameters."""
         for ours, theirs in (
             ("position", "encoder_positional_embedding"),
@@ -269,13 +270,13 @@ class KARL(Tokenizer):
             ("quantizer.codebook", "quantize.embedding.weight"),
             ("base_codebook", "base_tokenizer.vqgan.quantize.embedding.weight"),
         ):
-            yield Name(ours, theirs)
-        yield from norm("norm_in", "encoder_ln_pre")
-        yield from norm("norm_out", "encoder_ln_post")
-        yield from norm("halting.norm", "encoder_ln_post_halt")
-        yield from linear("halting.up", "halting_mlp.0")
-        yield from linear("halting.out", "halting_mlp.2")
-        yield from linear("narrow", "pre_quantizer_mlp")
-        yield from linear("patch", "patch_embed", "patch")
-        yield from trunk("trunk", "encoder.transformer")
+            yield table(theirs, ours)
+        yield from norm("encoder_ln_pre", "norm_in")
+        yield from norm("encoder_ln_post", "norm_out")
+        yield from norm("encoder_ln_post_halt", "halting.norm")
+        yield from linear("halting_mlp.0", "halting.up")
+        yield from linear("halting_mlp.2", "halting.out")
+        yield from linear("pre_quantizer_mlp", "narrow")
+        yield from linear("patch_embed", "patch", how="patch")
+        yield from trunk("encoder.transformer", "trunk")
         yield from grid_decoder_names(embed="decoder_embed")

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
+from jtok.checkpoints.rules import Rule
 from jtok.checkpoints.safetensor_files import Weights
 from jtok.tokenizers.base_grid import BaseTokenizer, Needs
 from jtok.tokenizers.code import Code
-from jtok.tokenizers.released import Name
 
 
 @runtime_checkable
@@ -98,7 +98,7 @@ class ImageTokenizer(Protocol):
         ...
 
     # files of the authors; those of jtok's own need `config` alone (`save_tokenizer`, `load_tokenizer`)
-    def names(self) -> Iterator[Name]:
+    def names(self) -> Iterator[Rule]:
         """The authors' names of all parameters."""
         ...
 

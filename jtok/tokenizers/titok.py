@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jtok.checkpoints.rules import Rule, linear, norm, table
 from jtok.checkpoints.safetensor_files import Weights
 from jtok.errors import UserError
 from jtok.registry import Claim
@@ -24,7 +25,7 @@ from jtok.tokenizers.autoencoder_names import decoder_names
 from jtok.tokenizers.code import Code, Tokenizer
 from jtok.tokenizers.quantizers import FSQ, VQ, Gaussian
 from jtok.tokenizers.registry import tokenizer
-from jtok.tokenizers.released import Name, linear, norm, trunk
+from jtok.tokenizers.released import trunk
 from jtok.tokenizers.trunk import Trunk
 
 #: (width, depth, heads) of the published sizes.
@@ -237,31 +238,31 @@ class TiTok(Tokenizer):
             raise UserError("a TiTok of stage 1 predicts proxy codes: load one with the pixel decoder (stage 2).")
         return self.pixel_decoder(jax.nn.softmax(y, -1) @ self.pixel_codes[...])
 
-    def names(self) -> Iterator[Name]:
+    def names(self) -> Iterator[Rule]:
         """The released names of all parameters."""
         c = self.config
-        yield Name("latent_tokens", "latent_tokens")
-        yield from linear("encoder.patch", "encoder.patch_embed", "patch")
-        yield from linear("encoder.out", "encoder.conv_out")
-        yield from linear("decoder.embed", "decoder.decoder_embed")
-        yield Name("decoder.mask_token", "decoder.mask_token")
+        yield table("latent_tokens", "latent_tokens")
+        yield from linear("encoder.patch_embed", "encoder.patch", how="patch")
+        yield from linear("encoder.conv_out", "encoder.out", ones=2)
+        yield from linear("decoder.decoder_embed", "decoder.embed")
+        yield table("decoder.mask_token", "decoder.mask_token", ones=1)
         for part in ("encoder", "decoder"):
-            yield Name(f"{part}.class_token", f"{part}.class_embedding")
-            yield Name(f"{part}.position", f"{part}.positional_embedding")
-            yield Name(f"{part}.latent_position", f"{part}.latent_token_positional_embedding")
-            yield from norm(f"{part}.norm_in", f"{part}.ln_pre")
-            yield from norm(f"{part}.norm_out", f"{part}.ln_post")
-            yield from trunk(f"{part}.trunk", f"{part}.transformer")
+            yield table(f"{part}.class_embedding", f"{part}.class_token")
+            yield table(f"{part}.positional_embedding", f"{part}.position")
+            yield table(f"{part}.latent_token_positional_embedding", f"{part}.latent_position")
+            yield from norm(f"{part}.ln_pre", f"{part}.norm_in")
+            yield from norm(f"{part}.ln_post", f"{part}.norm_out")
+            yield from trunk(f"{part}.transformer", f"{part}.trunk")
         if c.text_length:
-            yield from linear("decoder.text", "decoder.text_guidance_proj")
-            yield Name("decoder.text_position", "decoder.text_guidance_positional_embedding")
-        yield from linear("decoder.hidden", "decoder.ffn.0")
-        yield from linear("decoder.logits", "decoder.ffn.2")
-        yield from linear("decoder.to_pixels", "decoder.ffn.0")
-        yield from linear("decoder.smooth", "decoder.conv_out", "conv")
-        yield Name("quantizer.codebook", "quantize.embedding.weight")
+            yield from linear("decoder.text_guidance_proj", "decoder.text")
+            yield table("decoder.text_guidance_positional_embedding", "decoder.text_position")
+        yield from linear("decoder.ffn.0", "decoder.hidden", ones=2)
+        yield from linear("decoder.ffn.2", "decoder.logits", ones=2)
+        yield from linear("decoder.ffn.0", "decoder.to_pixels", ones=2)
+        yield from linear("decoder.conv_out", "decoder.smooth", how="conv")
+        yield table("quantize.embedding.weight", "quantizer.codebook")
         if c.legacy and c.pixels:
-            yield Name("pixel_codes", "pixel_quantize.embedding.weight")
+            yield table("pixel_quantize.embedding.weight", "pixel_codes")
             yield from decoder_names(self.pixel_decoder, "pixel_decoder", "pixel_decoder", "titok")
 
     @classmethod

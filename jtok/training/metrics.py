@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from jtok.errors import UserError
+from jtok.files import write_text
 
 HEADER = "step,metric,value\n"
 
@@ -26,9 +26,7 @@ def truncate_csv(path: Path, step: int) -> None:
         raise UserError(f"{path} is not a metrics file of jtok (first line {HEADER.strip()!r}): move it away")
     whole = text[len(HEADER) : text.rfind("\n") + 1]
     rows = [line for line in io.StringIO(whole) if int(line.split(",", 1)[0]) <= step]
-    beside = path.with_suffix(".csv.tmp")
-    beside.write_text(HEADER + "".join(rows))
-    os.replace(beside, path)
+    write_text(path, HEADER + "".join(rows))
 
 
 class MetricLog:

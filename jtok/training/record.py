@@ -13,6 +13,7 @@ import ml_collections
 
 import jtok
 from jtok.errors import UserError
+from jtok.files import write_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -31,10 +32,8 @@ def make_workdir(workdir: str | os.PathLike) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes beside, then renames: the file is never half there."""
-    beside = path.with_suffix(path.suffix + ".tmp")
-    beside.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
-    os.replace(beside, path)
+    """Writes JSON, the file appearing whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def resolved(config: ml_collections.ConfigDict) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from jtok.tokenizers.released import fill
 class InMemory(Weights):
     """Tensors at hand in place of a file's."""
 
-    tensors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    held: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def read(self, name: str) -> np.ndarray:
-        return np.asarray(self.tensors[name], np.float32)
+        return np.asarray(self.held[name], np.float32)
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        return ((name, self.read(name)) for name in names)
 
 
 def as_weights(tensors: Mapping[str, np.ndarray]) -> InMemory:

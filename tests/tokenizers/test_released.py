@@ -32,17 +32,19 @@ def released(net) -> dict[str, np.ndarray]:
     """The parameters of a tokenizer as its authors' file would hold them."""
     values = {k: np.asarray(v) for k, v in flatten(nnx.to_pure_dict(nnx.state(net, nnx.Param))).items()}
     tensors = {}
-    for name in net.names():
-        if name.ours not in values:
+    for rule in net.names():
+        if rule.path not in values:
             continue
-        stacked = "{}" in name.theirs
-        for i, x in enumerate(values[name.ours] if stacked else [values[name.ours]]):
-            if name.how == "linear":
-                x = (x.reshape(-1, x.shape[-1]) if "out_proj" in name.theirs else x.reshape(x.shape[0], -1)).T
-            elif name.how == "patch":
+        name = rule.names[0]
+        for i, x in enumerate(values[rule.path] if "{}" in name else [values[rule.path]]):
+            if rule.how in ("linear", "heads"):
+                x = (x.reshape(-1, x.shape[-1]) if "out_proj" in name else x.reshape(x.shape[0], -1)).T
+            elif rule.how == "patch":
                 side = net.config.patch
                 x = x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
-            tensors[name.theirs.format(i)] = np.ascontiguousarray(x)
+            elif rule.how == "flat":
+                x = x.reshape(-1)
+            tensors[name.format(i)] = np.ascontiguousarray(x)
     return tensors
 
 

@@ -6,19 +6,19 @@ A record is a flat mapping of column to value, one for each point measured.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jtok.errors import UserError
+from jtok.files import write_text
 
 Record = Mapping[str, Any]
 
@@ -62,16 +62,16 @@ def table(records: Sequence[Record], columns: Sequence[str] | None = None, title
 def write_json(path: str | os.PathLike, records: Sequence[Record] | Record) -> None:
     """Write records as strict JSON, the file appearing whole or not at all; nan and infinity become null."""
     text = json.dumps(_plain(records), indent=2, allow_nan=False)
-    with _replacing(Path(path)) as file:
-        file.write(text + "\n")
+    write_text(path, text + "\n")
 
 
 def write_csv(path: str | os.PathLike, records: Sequence[Record]) -> None:
     """Write records as CSV with one header line, the file appearing whole or not at all; missing values are empty."""
-    with _replacing(Path(path)) as file:
-        writer = csv.DictWriter(file, fieldnames=_columns(records), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([{key: _plain(value) for key, value in record.items()} for record in records])
+    rows = io.StringIO()
+    writer = csv.DictWriter(rows, fieldnames=_columns(records), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{key: _plain(value) for key, value in record.items()} for record in records])
+    write_text(path, rows.getvalue())
 
 
 def _number(point: Record, column: str) -> float:
@@ -109,18 +109,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
-    """A file beside `path` that takes its place once it is whole, and is removed if it never was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

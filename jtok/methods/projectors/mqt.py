@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jtok.checkpoints import projector_names
-from jtok.checkpoints.names import Rule
+from jtok.checkpoints import rules
 from jtok.errors import UserError
 from jtok.layers.query_attention import QueryAttention
 from jtok.layers.resize import resize_grid, sine_grid
@@ -45,12 +44,12 @@ class QueryTransformer(nnx.Module):
         self.project = nnx.Param(nnx.initializers.normal(out**-0.5)(rngs.params(), (width, out)))
 
     @property
-    def names(self) -> list[Rule]:
+    def names(self) -> list[rules.Rule]:
         """The authors' names."""
-        table = [Rule(("query",), "query", "flat"), Rule(("proj",), "project", "flat")]
+        table = [rules.table("query", "query"), rules.table("proj", "project")]
         for part, ours in (("q", "query"), ("k", "key"), ("v", "value")):
-            table += projector_names.norm(f"ln_{part}", f"{ours}_norm")
-        return table + projector_names.attention("attn", "attention")
+            table += rules.norm(f"ln_{part}", f"{ours}_norm")
+        return table + rules.attention("attn", "attention")
 
     def places(self, grid: tuple[int, int]) -> tuple[Float[Array, "M D"], Float[Array, "N D"]]:
         """(sine rows of the queries, the same table resized to the patches' grid); the table is kept in half precision.

@@ -16,8 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jtok.checkpoints import projector_names
-from jtok.checkpoints.names import Rule
+from jtok.checkpoints import rules
 from jtok.errors import UserError
 from jtok.layers.mlp import MLP
 from jtok.layers.query_attention import QueryAttention
@@ -46,15 +45,15 @@ class TokenPacker(nnx.Module):
         self.project = MLP(width, out, out, **started)
 
     @property
-    def names(self) -> list[Rule]:
+    def names(self) -> list[rules.Rule]:
         """The authors' names."""
-        table = projector_names.linear("q_proj_1", "query")
+        table = rules.linear("q_proj_1", "query")
         for theirs, ours in (("k_proj_1", "key"), ("v_proj_1", "value"), ("mlp", "project")):
-            table += projector_names.linear(f"{theirs}.0", f"{ours}.up")
-            table += projector_names.linear(f"{theirs}.2", f"{ours}.down")
+            table += rules.linear(f"{theirs}.0", f"{ours}.up")
+            table += rules.linear(f"{theirs}.2", f"{ours}.down")
         for part, ours in (("q", "query"), ("k", "key"), ("v", "value")):
-            table += projector_names.norm(f"ln_{part}_1", f"{ours}_norm")
-        return table + projector_names.attention("clip_attn", "attention")
+            table += rules.norm(f"ln_{part}_1", f"{ours}_norm")
+        return table + rules.attention("clip_attn", "attention")
 
     def __call__(self, tokens: Tokens, taps: Sequence[Float[Array, "B N D"]], count: int | None = None) -> Tokens:
         """Raises UserError unless the tokens are the whole grid, and windows cover it."""

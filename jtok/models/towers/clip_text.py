@@ -17,9 +17,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jtok import kernels
-from jtok.checkpoints.names import CLIP_NAMES, Rule
-from jtok.checkpoints.safetensor_files import Weights, check_names, open_weights, wrong_shape
-from jtok.checkpoints.trees import flatten
+from jtok.checkpoints.match import Format, Part
+from jtok.checkpoints.read import read
+from jtok.checkpoints.rules import Rule, norm, table
+from jtok.checkpoints.safetensor_files import check_names, open_weights
+from jtok.checkpoints.vit_names import CLIP_NAMES
 from jtok.errors import UserError
 from jtok.layers.activations import activation_named
 from jtok.layers.block import Attention, block_mlp
@@ -151,7 +153,8 @@ def load_clip_text(path: str | os.PathLike) -> ClipText:
     scale, bias, projection = (jnp.asarray(weights.read(name)) for name in _SPACE.values())
     eps = (stated.get("vision_config") or {}).get("layer_norm_eps", _DEFAULTS["layer_norm_eps"])
     space = SharedSpace(scale, bias, projection.T, eps)
-    return ClipText(config, _params(weights, config, like), space, _tokenizer(Path(path), config.length))
+    params = read(weights, {"": Part(_NAMES, config)}, like, Format(left=lambda name: True))
+    return ClipText(config, params, space, _tokenizer(Path(path), config.length))
 
 
 _SPACE = {
@@ -160,14 +163,17 @@ _SPACE = {
     "projection": "visual_projection.weight",
 }
 
-#: Tensors in front of the layers and behind them; the layers' own have the names of the image side.
+#: The layers' names are those of the image side.
 _NAMES = [
-    Rule(("text_model.embeddings.token_embedding.weight",), "embedding", "flat"),
-    Rule(("text_model.embeddings.position_embedding.weight",), "position", "flat"),
-    Rule(("text_model.final_layer_norm.weight",), "norm.scale", "flat"),
-    Rule(("text_model.final_layer_norm.bias",), "norm.bias", "flat"),
+    table("text_model.embeddings.token_embedding.weight", "embedding"),
+    table("text_model.embeddings.position_embedding.weight", "position"),
+    *norm("text_model.final_layer_norm", "norm"),
     Rule(("text_projection.weight",), "projection", "linear"),
-    *(rule for rule in CLIP_NAMES if rule.in_layers),
+    *(
+        dataclasses.replace(rule, names=tuple("text_model.encoder.layers.{}." + name for name in rule.names))
+        for rule in CLIP_NAMES
+        if rule.in_layers
+    ),
 ]
 
 
@@ -185,29 +191,6 @@ def _config(path: str | os.PathLike, fields: Mapping[str, Any], shared: int) -> 
         end=None if end == 2 else end,  # the first configs had a wrong id there; transformers then takes the highest
         shared=shared,
     )
-
-
-def _params(weights: Weights, config: ClipTextConfig, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The text tower's parameters; the checkpoint's other tensors are left alone."""
-    ours = {path: np.empty(leaf.shape, np.float32) for path, leaf in flatten(like).items()}
-    found = [
-        (rule, layer, f"text_model.encoder.layers.{layer}.{rule.names[0]}" if rule.in_layers else rule.names[0])
-        for rule in _NAMES
-        for layer in (range(config.depth) if rule.in_layers else (None,))
-    ]
-    check_names(weights, missing=[name for *_, name in found if name not in weights.shapes], unknown=())
-    for rule, layer, name in found:
-        place = ours[rule.path] if layer is None else ours[rule.path][layer]
-        part, tensor = place[rule.at(config)], weights.read(name)
-        if rule.how == "flat":
-            wanted = part.shape if layer is None else (part.size,)
-        else:
-            inputs = part.shape[0] if rule.how == "linear" else part.size // part.shape[-1]
-            wanted = part.size // inputs, inputs
-        if tensor.shape != wanted:
-            raise wrong_shape(weights, name, tensor.shape, wanted)
-        place[rule.at(config)] = (tensor if rule.how == "flat" else tensor.T).reshape(part.shape)
-    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(ours[path]) for path in flatten(like)])
 
 
 def _tokenizer(path: Path, length: int) -> tokenizers.Tokenizer | None:

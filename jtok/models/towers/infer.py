@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jtok.checkpoints.names import IGNORED, split_name
 from jtok.checkpoints.safetensor_files import Weights
+from jtok.checkpoints.vit_names import IGNORED, split_name
 from jtok.errors import UserError
 from jtok.layers.activations import activation_named
 from jtok.models.towers.presets import PRESETS

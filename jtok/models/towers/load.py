@@ -2,7 +2,7 @@
 
 A file of jtok's own holds the tower's parameters under their dotted paths (`blocks.mlp.up.kernel`, stacked over
 layers) and, in its metadata, the `ViTConfig` as JSON under `jtok.vit`. Released checkpoints are read unedited; how
-their names and layouts map to ours stands in `names`, where their settings come from in `infer`.
+their names and layouts map to ours stands in `vit_names`, where their settings come from in `infer`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jtok.checkpoints import names
-from jtok.checkpoints.convert import convert
-from jtok.checkpoints.names import Rule
+from jtok.checkpoints import vit_names
+from jtok.checkpoints.match import Part
+from jtok.checkpoints.read import read
+from jtok.checkpoints.rules import Rule
 from jtok.checkpoints.safetensor_files import Weights, check_names, open_weights, write_safetensors, wrong_shape
 from jtok.checkpoints.trees import flatten
 from jtok.errors import UserError
@@ -69,7 +70,7 @@ def load_params(path: str | os.PathLike, config: ViTConfig, like: Mapping[str, A
     """
     weights = open_weights(path)
     tells = CONFIG in weights.metadata or weights.config is not None
-    if tells and _table_of(weights) is not names.TIMM_NAMES:  # timm's do not tell the heads
+    if tells and _table_of(weights) is not vit_names.TIMM_NAMES:  # timm's do not tell the heads
         stated = _config_of(weights, {})
         for field in ("heads", "patch", "act", "mlp_kind", "pre_norm", "final_norm"):
             there, here = getattr(stated, field), getattr(config, field)
@@ -106,7 +107,7 @@ def _config_of(weights: Weights, fields: Mapping[str, Any]) -> ViTConfig:
             return check_config(json.loads(weights.metadata[CONFIG]))
         except (ValueError, TypeError) as error:
             raise UserError(f"'{weights.source}' states a config that this jtok does not take ({error}).") from None
-    if _table_of(weights) is names.TIMM_NAMES:
+    if _table_of(weights) is vit_names.TIMM_NAMES:
         return config_from_timm(weights, fields)
     return config_from_transformers(weights)
 
@@ -115,26 +116,28 @@ def _table_of(weights: Weights) -> list[Rule] | None:
     """The table of a released checkpoint's names, None for jtok's own file."""
     if CONFIG in weights.metadata:
         return None
-    found = {names.split_name(name) for name in weights.shapes}
-    for mark, table in names.FORMATS.items():
+    found = {vit_names.split_name(name) for name in weights.shapes}
+    for mark, table in vit_names.FORMATS.items():
         if (None, mark) in found:
             return table
     some = ", ".join(sorted(weights.shapes)[:3]) or "none"
     raise UserError(
         f"'{weights.source}' holds no vision tower that jtok knows (its tensors: {some}...): "
-        "give a file of jtok, a directory of transformers, or a file with timm's names."
+        "give a file of jtok, a directory of transformers, or a file with timm's vit_names."
     )
 
 
 def _read(weights: Weights, config: ViTConfig, like: Mapping[str, Any]) -> dict[str, Any]:
     table, wanted = _table_of(weights), flatten(like)
-    tensors = _own(weights, wanted) if table is None else convert(weights, config, table, wanted)
+    if table is not None:
+        return read(weights, {"": Part(table, config, config.depth, spare=vit_names.HEADS)}, like, vit_names.TOWER)
+    tensors = _own(weights, wanted)
     leaves = [jnp.asarray(tensors[path], leaf.dtype) for path, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _own(weights: Weights, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    extra = {name for name in weights.shapes if name not in wanted and not name.startswith(names.HEADS)}
+    extra = {name for name in weights.shapes if name not in wanted and not name.startswith(vit_names.HEADS)}
     check_names(weights, missing=wanted.keys() - weights.shapes.keys(), unknown=extra)
     for name, leaf in wanted.items():
         if weights.shapes[name] != tuple(leaf.shape):

@@ -11,10 +11,11 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
-from jtok.checkpoints.names import CLIP_NAMES
+from jtok.checkpoints.match import Part
+from jtok.checkpoints.read import read
 from jtok.checkpoints.safetensor_files import Weights, open_weights, read_json
-from jtok.checkpoints.stream import Part, read
-from jtok.checkpoints.vlm_names import LANGUAGE_NAMES, NEWLINE_NAMES, PROJECTOR_NAMES, QWEN_NAMES
+from jtok.checkpoints.vit_names import CLIP_NAMES
+from jtok.checkpoints.vlm_names import LANGUAGE_NAMES, NEWLINE_NAMES, PROJECTOR_NAMES, QWEN_NAMES, VLM
 from jtok.errors import UserError
 from jtok.layers.activations import activation_named
 from jtok.layers.projector import ProjectorConfig
@@ -74,7 +75,7 @@ def load_decoder(path: str | os.PathLike, *, dtype: Dtype = "float32") -> tuple[
     config = decoder_config(read_config(path), path, dtype=dtype, storage=dtype)
     like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))), nnx.Param))
     parts = {"language": language_part(config)}
-    return config, read(open_weights(path), parts, {"language": like})["language"]
+    return config, read(open_weights(path), parts, {"language": like}, VLM, on_device=True)["language"]
 
 
 def language_part(config: DecoderConfig) -> Part:
@@ -129,7 +130,7 @@ def load_vlm(
     like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: config.network(nnx.Rngs(0))), nnx.Param))
     like = like if mesh is None else placed(like, mesh)
     if isinstance(config, MllamaConfig):
-        return config, read(open_weights(path), mllama_parts(config), like)
+        return config, read(open_weights(path), mllama_parts(config), like, VLM, on_device=True)
     parts = {
         "tower": _tower_part(config.tower),
         "projector": Part(PROJECTOR_NAMES, config.projector),
@@ -137,7 +138,7 @@ def load_vlm(
     }
     if config.newline:
         parts["newline"] = Part(NEWLINE_NAMES, config.language)
-    return config, read(open_weights(path), parts, like)
+    return config, read(open_weights(path), parts, like, VLM, on_device=True)
 
 
 def _tower_part(config: ViTConfig | QwenVisionConfig) -> Part:

@@ -1,10 +1,8 @@
-"""Writes a LLaVA-1.5-shaped model as a Hugging Face directory, which jtok and transformers load alike.
-
-The names are those that `vlm_names` and `names` read, the layout of each tensor that of its rule turned round.
-"""
+"""Writes a LLaVA-1.5-shaped model as a Hugging Face directory, which jtok and transformers load alike."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,10 +12,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.checkpoints.names import CLIP_NAMES, Rule
+from jtok.checkpoints.rules import Rule
 from jtok.checkpoints.safetensor_files import write_safetensors
 from jtok.checkpoints.trees import flatten
+from jtok.checkpoints.vit_names import CLIP_NAMES
 from jtok.checkpoints.vlm_names import LANGUAGE_NAMES, PROJECTOR_NAMES
+from jtok.checkpoints.write import released
+from jtok.files import write_text
 from jtok.models.vlm.network import VLMConfig
 
 _LEADS = {
@@ -41,12 +42,9 @@ def save_llava(
     The weights come last, so that a directory with weights is whole. Returns the path of the weights.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     for name, content in {"config.json": hugging_face_config(config, storage), **files}.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-        beside = directory / f".{name}.{os.getpid()}"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, directory / name)
+        write_text(directory / name, text)
     tensors = {name: a.astype(jnp.dtype(storage)) for name, a in released_tensors(config, params)}
     path = directory / "model.safetensors"
     write_safetensors(path, tensors, {"format": "pt", **(metadata or {})})
@@ -106,27 +104,11 @@ def released_tensors(config: VLMConfig, params: Mapping[str, Any]) -> Iterator[t
         ours = {path: np.asarray(a, np.float32) for path, a in flatten(params[part]).items()}
         if part == "tower":  # transformers has a last norm, which features of a layer do not pass
             ours |= {"norm.scale": np.ones(own.width, np.float32), "norm.bias": np.zeros(own.width, np.float32)}
-        lead, inside = _LEADS[part]
-        for rule in table:
-            if rule.path not in ours:
-                continue
-            at = rule.at(own)
-            if rule.in_layers:
-                for layer, a in enumerate(ours[rule.path]):
-                    yield f"{lead}{inside}layers.{layer}.{rule.names[0]}", _laid_out(rule, a[at], own)
-            elif ours[rule.path][at].size:
-                name = rule.names[0]
-                whole = "language_model." if name == "lm_head.weight" else lead
-                yield f"{whole}{name}", _laid_out(rule, ours[rule.path][at], own)
+        yield from released(ours, own, table, functools.partial(_spell, _LEADS[part])).items()
 
 
-def _laid_out(rule: Rule, a: np.ndarray, config: Any) -> np.ndarray:
-    """A part of one of our tensors as the file holds it: outputs before inputs."""
-    if rule.how == "flat":
-        table = rule.path in ("position", "embedding")
-        return a if table else a.reshape(-1)
-    if rule.how == "patch":
-        side = config.patch
-        return a.reshape(side, side, config.channels, config.width).transpose(3, 2, 0, 1)
-    inputs = a.reshape(-1, a.shape[-1]) if rule.how == "heads" else a.reshape(a.shape[0], -1)
-    return inputs.T
+def _spell(leads: tuple[str, str], rule: Rule, layer: int | None) -> str:
+    lead, inside = leads
+    if layer is not None:
+        return f"{lead}{inside}layers.{layer}.{rule.names[0]}"
+    return f"{'language_model.' if rule.path == 'head' else lead}{rule.names[0]}"

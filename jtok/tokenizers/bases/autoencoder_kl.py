@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jtok.checkpoints.rules import Rule, linear
 from jtok.tokenizers.autoencoder import ConvDecoder, ConvEncoder, ConvShape
 from jtok.tokenizers.autoencoder_names import decoder_names, encoder_names
-from jtok.tokenizers.released import Name, linear
 
 #: What diffusers takes where a config.json states no scaling_factor.
 DIFFUSERS_SCALE = 0.18215
@@ -86,12 +86,12 @@ class AutoencoderKL(nnx.Module):
         x = self.decoder(z if self.decoding is None else self.decoding(z))
         return (x + 1) / 2 if c.signed else x
 
-    def names(self) -> Iterator[Name]:
+    def names(self) -> Iterator[Rule]:
         """The released names of all parameters."""
         yield from encoder_names(self.encoder, "encoder", "encoder", self.config.naming)
         yield from decoder_names(self.decoder, "decoder", "decoder", self.config.naming)
-        yield from linear("moments", "quant_conv")
-        yield from linear("decoding", "post_quant_conv")
+        yield from linear("quant_conv", "moments")
+        yield from linear("post_quant_conv", "decoding")
 
 
 def diffusers_config(shape: ConvShape, tensors: Mapping[str, Any], naming: str, stated: Mapping[str, Any]) -> KLConfig:

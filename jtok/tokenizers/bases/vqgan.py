@@ -13,10 +13,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jtok.checkpoints.rules import Rule, linear, table
 from jtok.tokenizers.autoencoder import ConvDecoder, ConvEncoder, ConvShape
 from jtok.tokenizers.autoencoder_names import decoder_names, encoder_names
 from jtok.tokenizers.quantizers.vq import lookup
-from jtok.tokenizers.released import Name, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +76,13 @@ class VQGAN(nnx.Module):
         x = self.decoder(grid if self.from_code is None else self.from_code(grid))
         return (x + 1) / 2 if self.config.signed else x
 
-    def names(self) -> Iterator[Name]:
+    def names(self) -> Iterator[Rule]:
         """The released names of all parameters."""
         yield from encoder_names(self.encoder, "encoder", "encoder", self.config.naming)
         yield from decoder_names(self.decoder, "decoder", "decoder", self.config.naming)
-        yield Name("codebook", "quantize.embedding.weight")
-        yield from linear("to_code", "quant_conv")
-        yield from linear("from_code", "post_quant_conv")
+        yield table("quantize.embedding.weight", "codebook")
+        yield from linear("quant_conv", "to_code")
+        yield from linear("post_quant_conv", "from_code")
 
 
 def taming_config(shape: ConvShape, tensors: Mapping[str, tuple[int, ...]], naming: str) -> VQGANConfig:

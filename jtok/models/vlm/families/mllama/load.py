@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from jtok.checkpoints.stream import Part
+from jtok.checkpoints.match import Part
 from jtok.checkpoints.vlm_names import LANGUAGE_NAMES
 from jtok.errors import UserError
 from jtok.layers.activations import activation_named
