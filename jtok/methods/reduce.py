@@ -10,7 +10,6 @@ from jtok.checkpoints.reducer_files import load_reducer
 from jtok.errors import UserError
 from jtok.methods.catalogue import find, make_plan
 from jtok.models.vlm.model import VLM, Recipe
-from jtok.models.vlm.network import VLMConfig
 from jtok.plan import Plan, Target
 
 
@@ -30,7 +29,7 @@ def reduce(
     with the parameters of a learned method (see `load_reducer`), which else starts at random. Raises UserError for an
     unknown method or option, for more tokens than there are, and for a file that does not fit.
     """
-    any_size = isinstance(model.config, VLMConfig) and model.config.any_size
+    any_size = model.config.any_size
     target = model.config.target()
     if tokens is not None and (tokens < 1 or tokens > target.patches and not any_size):
         raise UserError(f"{tokens} tokens are asked for; the model has {target.patches}: ask for 1 to that many.")

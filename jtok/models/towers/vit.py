@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ class ViTConfig:
     packed: bool = False  # SigLIP 2: patches come packed, with a shape and a mask per image
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    any_size: ClassVar[bool] = False  # every image becomes as many features as any other
 
     @property
     def compute(self) -> Any:
@@ -76,6 +77,22 @@ class ViTConfig:
         """What a method needs to know to make its plan for this tower."""
         side = self.side if self.packed else _patches(image or self.image, self)
         return Target(self.depth, (side, side), self.width, self.heads, self.special, self.classes, self.class_token)
+
+    def sites(self) -> list[str]:
+        """Names of the tower's sites, in the order in which they are reached."""
+        return sites(self.depth)
+
+    def fit(self, plan: Plan) -> Plan:
+        """The plan as it is: plans are made for these sites."""
+        return plan
+
+    def check(self, plan: Plan) -> None:
+        """Raises UserError for a plan with sites in the tower that it does not have."""
+        plan.part("tower").check(self.sites())
+
+    def network(self, rngs: nnx.Rngs) -> ViT:
+        """The tower with its arrays."""
+        return ViT(self, rngs)
 
 
 @jax.tree_util.register_dataclass

@@ -43,6 +43,11 @@ class MllamaConfig:
     family: str = "mllama"
 
     @property
+    def any_size(self) -> bool:
+        """Images are cut into tiles of one size."""
+        return False
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches of a tile."""
         return self.tower.side, self.tower.side
@@ -52,8 +57,9 @@ class MllamaConfig:
         """Numbers of the cross-attention layers among all of the decoder's layers."""
         return tuple(before + k for k, before in enumerate(self.language.cross))
 
-    def target(self) -> Target:
+    def target(self, grid: tuple[int, int] | None = None) -> Target:
         """What a method needs to know to make its plan for this model; its patches are those of a tile."""
+        del grid
         depth = self.language.depth + len(self.language.cross)
         return dataclasses.replace(self.tower.target(), layers=depth, language_width=self.language.width)
 
