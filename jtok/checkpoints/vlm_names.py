@@ -84,16 +84,3 @@ LANGUAGE_NAMES = [
 PROJECTOR_NAMES = [*_linear("linear_1 linear 0", "layers.0"), *_linear("linear_2 2", "layers.1")]
 
 NEWLINE_NAMES = [Rule(("image_newline",), "", "flat")]
-
-#: The tower of Qwen2.5-VL; its merger's MLP is the projector.
-QWEN_NAMES = [
-    Rule(("patch_embed.proj.weight",), "patch.kernel", "conv"),
-    Rule(("norm1.weight",), "blocks.norm1.scale", "flat"),
-    *_linear("attn.qkv", "blocks.qkv"),
-    *_linear("attn.proj", "blocks.out", "heads"),
-    Rule(("norm2.weight",), "blocks.norm2.scale", "flat"),
-    *_half("gate_proj", 0),
-    *_half("up_proj", 1),
-    *_linear("mlp.down_proj", "blocks.down"),
-    Rule(("merger.ln_q.weight",), "norm.scale", "flat"),
-]

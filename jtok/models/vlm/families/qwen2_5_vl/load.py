@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from jtok.checkpoints.stream import Part
-from jtok.checkpoints.vlm_names import PROJECTOR_NAMES, QWEN_NAMES
+from jtok.checkpoints.vlm_names import PROJECTOR_NAMES
 from jtok.errors import UserError
 from jtok.layers.projector import ProjectorConfig
 from jtok.models.decoder.decoder import Dtype
 from jtok.models.decoder.language_config import decoder_config
 from jtok.models.decoder.language_part import language_part
 from jtok.models.towers.qwen_vision import QwenVisionConfig
+from jtok.models.vlm.families.qwen2_5_vl.names import TOWER_NAMES
 from jtok.models.vlm.network import VLMConfig
 
 #: What transformers takes for a field of the decoder, and of the tower, that a config.json leaves out.
@@ -71,7 +72,7 @@ def qwen_config(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype
 def qwen_parts(config: VLMConfig) -> dict[str, Part]:
     """How the tensors are read; the merger's MLP is the projector."""
     return {
-        "tower": Part(QWEN_NAMES, config.tower, config.tower.depth),
+        "tower": Part(TOWER_NAMES, config.tower, config.tower.depth),
         "projector": Part(PROJECTOR_NAMES, config.projector),
         "language": language_part(config.language),
     }
