@@ -37,6 +37,7 @@ STACK = (
 #: The modules at the top of the package that are the contract between models and methods.
 CONTRACT = ("tokens", "signals", "sites", "reducer", "target", "cache", "slots", "learned", "plan", "pruner")
 CONTRACT += ("registry", "wrappers")
+FAMILIES = "jtok.models.vlm.families"
 LEVEL = {room: level for level, rooms in enumerate(STACK) for room in rooms}
 
 
@@ -55,6 +56,8 @@ def modules() -> dict[str, set[str]]:
             elif isinstance(node, ast.Import):
                 graph[name] |= {alias.name for alias in node.names if alias.name.split(".")[0] == "jtok"}
         graph[name] -= {name}
+    records = {name for name in known if name.startswith(f"{FAMILIES}.") and name.endswith(".family")}
+    graph[f"{FAMILIES}.all"] |= records  # imported by name
     return graph
 
 

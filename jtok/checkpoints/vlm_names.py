@@ -76,16 +76,3 @@ LANGUAGE_NAMES = [
 PROJECTOR_NAMES = [*linear("linear_1 linear 0", "layers.0"), *linear("linear_2 2", "layers.1")]
 
 NEWLINE_NAMES = [flat("image_newline", "")]
-
-#: The tower of Qwen2.5-VL; its merger's MLP is the projector.
-QWEN_NAMES = [
-    Rule(("patch_embed.proj.weight",), "patch.kernel", "volume"),
-    *norm("norm1", "blocks.norm1", bias=False),
-    *linear("attn.qkv", "blocks.qkv"),
-    *linear("attn.proj", "blocks.out"),
-    *norm("norm2", "blocks.norm2", bias=False),
-    *_half("gate_proj", 0),
-    *_half("up_proj", 1),
-    *linear("mlp.down_proj", "blocks.down"),
-    *norm("merger.ln_q", "norm", bias=False),
-]

@@ -23,10 +23,11 @@ from jtok.export.program import Program
 from jtok.export.source import digests
 from jtok.models.decoder.sequence import Places
 from jtok.models.vlm.arrange import Inputs
+from jtok.models.vlm.families.llava.family import FAMILY
+from jtok.models.vlm.families.llava.save import save_llava
 from jtok.models.vlm.load_vlm import load_vlm
 from jtok.models.vlm.model import VLM
 from jtok.models.vlm.network import VLMConfig
-from jtok.models.vlm.save_vlm import save_llava
 from jtok.plan import Plan
 
 #: Files of a checkpoint that make a model's inputs, which are copied as they are.
@@ -107,9 +108,8 @@ def one_image_inputs(
 
 def check_llava(model: VLM) -> None:
     """Raises UserError for a model of another shape than LLaVA-1.5's: one image of one size, a class token dropped."""
-    c = model.config
-    if not isinstance(c, VLMConfig) or c.family != "llava":
-        family = getattr(c, "family", "mllama")
+    family = model.config.family
+    if family != FAMILY.name:
         raise UserError(f"vision-language models are exported in LLaVA-1.5's shape, this is a '{family}'.")
 
 

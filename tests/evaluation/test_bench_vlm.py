@@ -12,7 +12,7 @@ from jtok import cli
 from jtok.evaluation.bench import vlm as bench_vlm
 from jtok.methods.reduce import reduce
 from jtok.models.vlm.model import VLM
-from jtok.models.vlm.vlm_presets import PRESETS, make_vlm_config, random_params
+from jtok.models.vlm.vlm_presets import make_vlm_config, presets, random_params
 
 ANSWER, TEXT, LAYERS, WIDTH = 3, 8, 4, 48
 
@@ -71,7 +71,7 @@ def test_bad_input_gets_one_sentence_before_anything_is_drawn(argv, words, capsy
     assert err.count("\n") == 1 and all(word in err for word in words), err
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", presets())
 def test_parameters_have_their_dtype_without_a_detour(preset):
     config = make_vlm_config(preset, dtype="bfloat16")
     like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: config.network(nnx.Rngs(0))), nnx.Param))

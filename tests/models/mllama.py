@@ -5,8 +5,9 @@ import tokenizers
 import torch
 import transformers
 
-from jtok.models.vlm.families.mllama.processing import arrangements, cross_mask
+from jtok.models.vlm.families.mllama.processing import arrangements
 from jtok.models.vlm.processing import Prompt, Span, VisualInput
+from jtok.models.vlm.processing.cross_mask import cross_mask
 from tests.models import language
 from tests.models.processing import checkpoints
 

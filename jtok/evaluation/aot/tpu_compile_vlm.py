@@ -21,7 +21,7 @@ from jtok.methods.reduce import reduce
 from jtok.models.decoder.append import Caches
 from jtok.models.decoder.generate import Sampling, State, answering, decode_block
 from jtok.models.vlm.model import VLM
-from jtok.models.vlm.vlm_presets import PRESETS, make_vlm_config
+from jtok.models.vlm.vlm_presets import make_vlm_config, presets
 from jtok.sharding import leaf_name, row_parts, rows, shardings, spec
 from jtok.training.sharding import mesh_sizes
 
@@ -42,8 +42,8 @@ def compile_inference(config: ml_collections.ConfigDict, topology: str) -> Itera
     of caches that reading leaves. Raises UserError for a model that is no preset, a batch that the mesh does not
     divide, a topology that does not exist, and a program that does not fit a chip's memory.
     """
-    if config.model not in PRESETS:
-        raise UserError(f"'{config.model}' is no preset: compile one of {', '.join(PRESETS)}, for shapes alone.")
+    if config.model not in presets():
+        raise UserError(f"'{config.model}' is no preset: compile one of {', '.join(presets())}, for shapes alone.")
     part = describe(topology, **mesh_sizes(config))
     parts = row_parts(part.mesh)
     if config.batch % parts:

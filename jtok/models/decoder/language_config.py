@@ -39,26 +39,32 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": _QWEN,
-    "qwen2_5_vl_text": {**_QWEN, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
-                        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
-                        "rms_norm_eps": 1e-5, "rope_theta": 1e6, "mrope_section": (16, 24, 24)},
-    "mllama_text_model": {**_LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 40,
-                          "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
     "gemma": _GEMMA,
 }  # fmt: skip
 
 
 def decoder_config(
-    stated: Mapping[str, Any], source: object, *, dtype: Dtype = "float32", storage: Dtype = "float32", **more: Any
+    stated: Mapping[str, Any],
+    source: object,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    dtype: Dtype = "float32",
+    storage: Dtype = "float32",
+    **more: Any,
 ) -> DecoderConfig:
     """The config that the fields of a config.json (or its text_config) describe; `more` are fields of ours.
 
-    Raises UserError for a model type, an activation or rotary positions that jtok does not have.
+    defaults: what is left out of `stated`, where that differs from other models with such a decoder. Raises UserError
+    for a model type, an activation or rotary positions that jtok does not have.
     """
     kind = str(stated.get("model_type", ""))
     if kind not in DEFAULTS:
         raise UserError(f"'{source}' has a decoder of type '{kind}': jtok loads {', '.join(DEFAULTS)}.")
-    fields = {**DEFAULTS[kind], **{name: value for name, value in stated.items() if value is not None}}
+    fields = {
+        **DEFAULTS[kind],
+        **(defaults or {}),
+        **{name: value for name, value in stated.items() if value is not None},
+    }
     act = fields.get("hidden_activation") or ("gelu_pytorch_tanh" if kind == "gemma" else fields["hidden_act"])
     heads = fields["num_attention_heads"]
     bias = bool(fields.get("attention_bias", False))

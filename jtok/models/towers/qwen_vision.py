@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,7 @@ class QwenVisionConfig:
     grid: tuple[int, int] = (32, 32)  # quads that a plan is made for, where its maker does not say
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    any_size: ClassVar[bool] = True  # images become as many features as their size asks for
 
     @property
     def compute(self) -> Any:
@@ -105,6 +106,10 @@ class QwenVisionConfig:
             raise UserError(f"'{plan.name}' pools a grid of one size; images of Qwen2.5-VL differ: use another method.")
         if getattr(plan.projector, "layers_read", ()):
             raise UserError(f"the projector of '{plan.name}' reads layers of the tower; Qwen2.5-VL gives its last one.")
+
+    def network(self, rngs: nnx.Rngs) -> QwenVision:
+        """The tower with its arrays."""
+        return QwenVision(self, rngs)
 
     def runs(self) -> list[tuple[int, int, bool]]:
         """(first block, end, whether they attend to the whole image) of consecutive blocks of one kind."""

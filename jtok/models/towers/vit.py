@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jtok.layers.stack import Run, Stage, run_blocks
 from jtok.layers.stacked import stack_layers
 from jtok.ops import select
 from jtok.plan import Plan
-from jtok.sites import TOWER_OUTPUT, tower_sites
+from jtok.sites import TOWER_OUTPUT, Site, tower_sites
 from jtok.slots import InputRule
 from jtok.target import Target
 from jtok.tokens import Tokens, from_features
@@ -62,6 +62,7 @@ class ViTConfig:
     packed: bool = False  # SigLIP 2: patches come packed, with a shape and a mask per image
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    any_size: ClassVar[bool] = False  # every image becomes as many features as any other
 
     @property
     def compute(self) -> Any:
@@ -82,6 +83,22 @@ class ViTConfig:
         """What a method needs to know to make its plan for this tower."""
         side = self.side if self.packed else _patches(image or self.image, self)
         return Target(self.depth, (side, side), self.width, self.heads, self.special, self.classes, self.class_token)
+
+    def sites(self) -> list[Site]:
+        """The tower's sites, in the order in which they are reached."""
+        return tower_sites(self.depth)
+
+    def fit(self, plan: Plan) -> Plan:
+        """The plan as it is: plans are made for these sites."""
+        return plan
+
+    def check(self, plan: Plan) -> None:
+        """Raises UserError for a plan with sites in the tower that it does not have."""
+        plan.part("tower").check(self.sites())
+
+    def network(self, rngs: nnx.Rngs) -> ViT:
+        """The tower with its arrays."""
+        return ViT(self, rngs)
 
 
 @jax.tree_util.register_dataclass

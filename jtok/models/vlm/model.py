@@ -19,7 +19,8 @@ from jtok.models.decoder.decoder import Dtype
 from jtok.models.decoder.generate import State, answering, read_text, stream
 from jtok.models.decoder.sampling import Sampling
 from jtok.models.vlm.arrange import Inputs
-from jtok.models.vlm.load_vlm import AnyConfig, load_vlm, vlm_config
+from jtok.models.vlm.family import ModelConfig
+from jtok.models.vlm.load_vlm import load_vlm, vlm_config
 from jtok.models.vlm.network import PrefillOutput
 from jtok.models.vlm.processing import Processor, VisualInput, load_processor
 from jtok.models.vlm.processing.images import ImageLike
@@ -35,7 +36,7 @@ TEXT_STEP = 32
 class VLM:
     """A model, its parameters, the plan that stands in it, and what makes its inputs (None: arrays in, ids out)."""
 
-    config: AnyConfig
+    config: ModelConfig
     params: dict[str, Any]
     plan: Plan = dataclasses.field(default_factory=Plan)
     processor: Processor | None = None

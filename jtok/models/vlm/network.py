@@ -22,13 +22,13 @@ from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.generate import Stream
 from jtok.models.decoder.prefill import prefill
 from jtok.models.decoder.sequence import Places, Text, TokenSequence, assemble, fold
-from jtok.models.towers.qwen_vision import QwenVision, QwenVisionConfig
-from jtok.models.towers.vit import ViT, ViTConfig
+from jtok.models.towers.qwen_vision import QwenVisionConfig
+from jtok.models.towers.vit import ViTConfig
 from jtok.models.vlm.arrange import Inputs, arrange
 from jtok.models.vlm.processing.batch import Batch
 from jtok.models.vlm.resample import mix
 from jtok.plan import SLOTS, Plan
-from jtok.sites import PROJECTOR, Site, llm_sites, tower_sites
+from jtok.sites import PROJECTOR, Site, llm_sites
 from jtok.target import Target
 from jtok.tokens import Tokens
 
@@ -53,27 +53,25 @@ class VLMConfig:
     @property
     def any_size(self) -> bool:
         """Images become as many tokens as their size asks for."""
-        return isinstance(self.tower, QwenVisionConfig)
+        return self.tower.any_size
 
     def target(self, grid: tuple[int, int] | None = None) -> Target:
         """What a method needs to know to make its plan for this model, for images of `grid` tokens if any will do."""
         language = {"layers": self.language.depth, "language_width": self.language.width}
-        tower = self.tower.target(grid) if isinstance(self.tower, QwenVisionConfig) else self.tower.target()
+        tower = self.tower.target(grid) if self.any_size else self.tower.target()
         return dataclasses.replace(tower, **language)
 
     def sites(self) -> list[Site]:
         """All sites, in the order in which they are reached."""
-        tower = self.tower.sites() if isinstance(self.tower, QwenVisionConfig) else tower_sites(self.tower.depth)
-        return [*tower, PROJECTOR, *llm_sites(self.language.depth)]
+        return [*self.tower.sites(), PROJECTOR, *llm_sites(self.language.depth)]
 
     def fit(self, plan: Plan) -> Plan:
         """A plan with its reducers at sites of this model."""
-        return self.tower.fit(plan) if isinstance(self.tower, QwenVisionConfig) else plan
+        return self.tower.fit(plan)
 
     def check(self, plan: Plan) -> None:
         """Raises UserError for a plan that does not fit."""
-        if isinstance(self.tower, QwenVisionConfig):
-            self.tower.check(plan)
+        self.tower.check(plan)
         plan.check(self.sites(), SLOTS)
         check_answer(plan, self.language.depth)
 
@@ -108,7 +106,7 @@ class VLMNetwork(nnx.Module):
 
     def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
         c = self.config = config
-        self.tower = (QwenVision if isinstance(c.tower, QwenVisionConfig) else ViT)(c.tower, rngs)
+        self.tower = c.tower.network(rngs)
         self.projector = MLPProjector(c.projector, c.language.compute, rngs)
         self.language = Decoder(c.language, rngs)
         self.newline = nnx.Param(jnp.zeros(c.language.width)) if c.newline else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,53 +12,29 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jtok.errors import UserError
-from jtok.layers.projector import ProjectorConfig
-from jtok.models.decoder.decoder import DecoderConfig, Dtype
-from jtok.models.towers.vit import ViTConfig
-from jtok.models.vlm.network import VLMConfig
-
-_CLIP = {"pre_norm": True, "patch_bias": False, "act": "quick_gelu", "eps": 1e-5, "final_norm": "none", "head": "none"}
+from jtok.models.decoder.decoder import Dtype
+from jtok.models.vlm.families.all import families
+from jtok.models.vlm.family import ModelConfig
 
 
-def _tower(width: int, layers: int, heads: int, image: int = 336) -> dict[str, Any]:
-    """CLIP's tower, of which LLaVA takes the features of the last layer but one."""
-    return {"image": image, "patch": 14, "width": width, "depth": layers - 1, "heads": heads, "mlp": 4 * width, **_CLIP}
+def presets() -> dict[str, Callable[[Dtype], ModelConfig]]:
+    """What makes the config of each preset at a dtype, over all families."""
+    return {name: make for family in families().values() for name, make in family.presets.items()}
 
 
-def _llama(width: int, depth: int, heads: int, mlp: int, vocabulary: int = 32064) -> dict[str, Any]:
-    sizes = {"width": width, "depth": depth, "heads": heads, "kv_heads": heads, "head_dim": width // heads, "mlp": mlp}
-    return {**sizes, "vocabulary": vocabulary, "eps": 1e-5}
-
-
-#: (tower, decoder) of LLaVA-1.5 (arXiv:2310.03744), and of smaller models of its build. `llava-cpu` has the 576 visual
-#: tokens and the depth of the tower; it has half the layers, and a vocabulary in proportion to its width.
-PRESETS = {
-    "llava-1.5-7b": (_tower(1024, 24, 16), _llama(4096, 32, 32, 11008)),
-    "llava-1.5-13b": (_tower(1024, 24, 16), _llama(5120, 40, 40, 13824)),
-    "llava-cpu": (_tower(128, 24, 2), _llama(256, 16, 4, 688, 2048)),
-    "llava-tiny": (_tower(32, 4, 2, image=56), _llama(48, 4, 4, 96, 128)),
-}
-
-
-def make_vlm_config(preset: str, *, dtype: Dtype = "float32") -> VLMConfig:
+def make_vlm_config(preset: str, *, dtype: Dtype = "float32") -> ModelConfig:
     """The config of a preset; `dtype` of the decoder's parameters and of all activations.
 
     Raises UserError for an unknown preset, naming the nearest ones.
     """
-    if preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, 3, 0.4) or PRESETS
+    known = presets()
+    if preset not in known:
+        near = difflib.get_close_matches(preset, known, 3, 0.4) or known
         raise UserError(f"there is no vision-language preset '{preset}'; did you mean {' or '.join(near)}?")
-    tower, language = PRESETS[preset]
-    return VLMConfig(
-        family="llava",
-        tower=ViTConfig(**tower, dtype=dtype),
-        projector=ProjectorConfig(tower["width"], language["width"]),
-        language=DecoderConfig(**language, dtype=dtype, storage=dtype),
-        image_token=language["vocabulary"] - 1,
-    )
+    return known[preset](dtype)
 
 
-def random_params(config: VLMConfig, seed: int = 0) -> dict[str, Any]:
+def random_params(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
     """Parameters drawn in their own dtype, layer by layer: beside them there is never more than one layer's array.
 
     Norms are one, biases zero, all else normal with deviation 0.02.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from jtok.data.question_text import BOS, EOS, IMAGE, NUMBERS, PAD, VOCABULARY
-from jtok.models.vlm.save_vlm import save_llava
+from jtok.models.vlm.families.llava.save import save_llava
 
 if TYPE_CHECKING:
     from jtok.training.tasks.answer_questions import AnswerQuestions

@@ -6,6 +6,9 @@ import pytest
 import transformers
 
 from jtok.errors import UserError
+from jtok.models.vlm.families.all import find
+from jtok.models.vlm.families.mllama.family import TEMPLATE as LLAMA3
+from jtok.models.vlm.families.paligemma.family import TEMPLATE as PALIGEMMA
 from jtok.models.vlm.processing import chat, load_processor
 from tests.models.processing.checkpoints import FAMILIES, write
 
@@ -17,6 +20,13 @@ TALK = [
     {"role": "assistant", "content": "A cat."},
     {"role": "user", "content": "Which colour?"},
 ]
+BUILT_IN = {
+    "vicuna": chat.VICUNA,
+    "mistral": chat.MISTRAL,
+    "chatml": chat.CHATML,
+    "llama3": LLAMA3,
+    "paligemma": PALIGEMMA,
+}
 
 #: Uses what published templates use: loop controls, namespaces, filters, tests, a tag around what is trained on.
 PUBLISHED = """\
@@ -39,7 +49,7 @@ PUBLISHED = """\
 
 
 def rendered(name, talk=TALK, images=1):
-    return chat.render(chat.BUILT_IN[name], chat.conversation(talk, images, 0, TOKENS), VARIABLES)
+    return chat.render(BUILT_IN[name], chat.conversation(talk, images, 0, TOKENS), VARIABLES)
 
 
 def test_a_published_template_renders_as_in_transformers(tmp_path):
@@ -95,7 +105,7 @@ def test_the_built_in_templates():
     ],
 )
 def test_which_built_in_template_a_checkpoint_gets(family, decoder, name, tmp_path):
-    assert load_processor(write(tmp_path, family, decoder=decoder)).template == chat.BUILT_IN[name]
+    assert load_processor(write(tmp_path, family, decoder=decoder)).template == BUILT_IN[name]
 
 
 def test_qwen_fences_its_images(tmp_path):
@@ -137,4 +147,4 @@ def test_conversations_that_are_refused():
 
 
 def test_every_family_has_a_built_in_template():
-    assert all(chat.built_in({"model_type": family}) in chat.BUILT_IN for family in FAMILIES)
+    assert all(find(family).template({"model_type": family}) in BUILT_IN.values() for family in FAMILIES)

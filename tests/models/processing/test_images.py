@@ -9,14 +9,14 @@ import transformers
 from PIL import Image
 
 from jtok.errors import UserError
+from jtok.models.vlm.families.all import find
 from jtok.models.vlm.families.llava import processing as llava
 from jtok.models.vlm.families.llava_next import processing as llava_next
+from jtok.models.vlm.families.llava_onevision import processing as onevision
 from jtok.models.vlm.families.mllama import processing as mllama
-from jtok.models.vlm.families.onevision import processing as onevision
 from jtok.models.vlm.families.qwen2_5_vl import processing as qwen2_vl
 from jtok.models.vlm.processing.images import MAX_SIDE, open_image
-from jtok.models.vlm.processing.processor import PREPARE
-from jtok.models.vlm.processing.settings import from_configs, image_settings
+from jtok.models.vlm.processing.read_settings import from_configs, image_settings
 from tests.models.processing.checkpoints import FAMILIES, picture, write
 
 SIZES = [(56, 56), (100, 90), (37, 281), (300, 211), (3, 200), (400, 2), (2, 2), (113, 111), (28, 57)]
@@ -49,7 +49,7 @@ def close(ours, theirs):
 @pytest.mark.parametrize("size", SIZES)
 def test_one_crop(family, size):
     image = Image.fromarray(picture(*size))
-    (ours,) = PREPARE[family]([image], settings_of(family))
+    (ours,) = find(family).prepare([image], settings_of(family))
     close(ours.pixels, reference(family, [image])["pixel_values"])
     assert ours.size == size and ours.tokens == ours.slots == 16
 
@@ -77,7 +77,7 @@ def test_padding_to_a_square(size):
 @pytest.mark.parametrize("size", [size for size in SIZES if size != (400, 2)])
 def test_mosaics(family, size):
     image = Image.fromarray(picture(*size))
-    (ours,) = PREPARE[family]([image], settings_of(family))
+    (ours,) = find(family).prepare([image], settings_of(family))
     theirs = reference(family, [image])
     close(ours.pixels, theirs["pixel_values"][0])
     assert ours.size == tuple(theirs["image_sizes"][0])
@@ -147,7 +147,7 @@ def test_sizes_of_released_checkpoints(family, side):
     """Nothing but the tower's size is stated: the rest is the family's own settings."""
     image = Image.fromarray(picture(420, 700))
     tower = dict(image_size=side, patch_size=14) if side else {}
-    (ours,) = PREPARE[family]([image], from_configs(family, {"vision_config": tower}, {}, {}))
+    (ours,) = find(family).prepare([image], from_configs(family, {"vision_config": tower}, {}, {}))
     square = {"height": side, "width": side}
     stated = dict(size={"shortest_edge": side}, crop_size=square) if family in ("llava", "llava_next") else {}
     if family in ("llava_onevision", "paligemma", "mllama"):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jtok.errors import UserError
-from jtok.models.vlm.families.mllama.processing import cross_mask
+from jtok.models.vlm.processing.cross_mask import cross_mask
 from jtok.models.vlm.processing.layout import Layout, layout
 from jtok.models.vlm.processing.prompt import Prompt
 

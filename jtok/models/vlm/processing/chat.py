@@ -21,7 +21,8 @@ from jtok.models.vlm.processing.settings import read_json
 
 Message = Mapping[str, Any]
 
-_PARTS = """\
+#: Macro `parts(message, before, after)`: a message's text and placeholders, these between `before` and `after`.
+PARTS = """\
 {%- macro parts(message, before, after) -%}
 {%- for part in message.content -%}
 {%- if part.type == 'text' -%}{{ part.text }}
@@ -32,9 +33,9 @@ _PARTS = """\
 {%- endmacro -%}
 """
 
-#: Used where a checkpoint has no template: the formats its decoders were trained on.
-BUILT_IN = {
-    "vicuna": _PARTS
+#: Formats that decoders were trained on, for checkpoints without a template.
+VICUNA = (
+    PARTS
     + """\
 {%- for message in messages -%}
 {%- if message.role == 'user' -%}{{ 'USER: ' + parts(message, '', '\\n') + ' ' }}
@@ -43,16 +44,20 @@ BUILT_IN = {
 {%- endif -%}
 {%- endfor -%}
 {{- 'ASSISTANT:' -}}
-""",
-    "mistral": _PARTS
+"""
+)
+MISTRAL = (
+    PARTS
     + """\
 {%- for message in messages -%}
 {%- if message.role == 'assistant' -%}{{ ' ' + parts(message, '', '\\n') + eos_token }}
 {%- else -%}{{ '[INST] ' + parts(message, '', '\\n') + ' [/INST]' }}
 {%- endif -%}
 {%- endfor -%}
-""",
-    "chatml": _PARTS
+"""
+)
+CHATML = (
+    PARTS
     + """\
 {%- if messages[0].role != 'system' -%}
 {{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
@@ -61,36 +66,16 @@ BUILT_IN = {
 {{ '<|im_start|>' + message.role + '\\n' + parts(message, before, after) + '<|im_end|>\\n' }}
 {%- endfor -%}
 {{- '<|im_start|>assistant\\n' -}}
-""",
-    "llama3": _PARTS
-    + """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + parts(message, '', '') + '<|eot_id|>' }}
-{%- endfor -%}
-{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-""",
-    "paligemma": """\
-{%- for message in messages -%}{%- for part in message.content -%}
-{%- if part.type == 'image' -%}{{ image_token }}{%- endif -%}
-{%- endfor -%}{%- endfor -%}
-{{- bos_token -}}
-{%- for message in messages -%}{%- for part in message.content -%}
-{%- if part.type == 'text' -%}{{ part.text }}{%- endif -%}
-{%- endfor -%}{%- endfor -%}
-{{- '\\n' -}}
-""",
-}
+"""
+)
 
 
-def built_in(config: Mapping[str, Any]) -> str:
-    """Name of the built-in template of a checkpoint, by its family and its decoder."""
+def by_decoder(config: Mapping[str, Any]) -> str:
+    """The template that a checkpoint's decoder was trained on, of a family whose decoders differ."""
     decoder = (config.get("text_config") or {}).get("model_type", "llama")
-    if config.get("model_type") in ("paligemma", "mllama"):
-        return {"paligemma": "paligemma", "mllama": "llama3"}[config["model_type"]]
-    if decoder.startswith("qwen2") or config.get("model_type") == "qwen2_5_vl":
-        return "chatml"
-    return "mistral" if decoder == "mistral" else "vicuna"
+    if decoder.startswith("qwen2"):
+        return CHATML
+    return MISTRAL if decoder == "mistral" else VICUNA
 
 
 def load_template(directory: str | pathlib.Path) -> str | None:

@@ -5,32 +5,22 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jtok.errors import UserError
-from jtok.models.vlm.families.llava import processing as llava
-from jtok.models.vlm.families.llava_next import processing as llava_next
-from jtok.models.vlm.families.mllama import processing as mllama
-from jtok.models.vlm.families.onevision import processing as onevision
-from jtok.models.vlm.families.qwen2_5_vl import processing as qwen2_vl
+from jtok.models.vlm.families.all import families, find
 from jtok.models.vlm.processing import chat
 from jtok.models.vlm.processing.batch import Batch, pad_batch
 from jtok.models.vlm.processing.chat import Message
 from jtok.models.vlm.processing.images import ImageLike, open_image
 from jtok.models.vlm.processing.layout import VisualInput
-from jtok.models.vlm.processing.prompt import Prompt, expand, mrope_positions, text_positions
-from jtok.models.vlm.processing.settings import ImageSettings, image_settings, read_json
+from jtok.models.vlm.processing.prompt import Prompt, expand
+from jtok.models.vlm.processing.read_settings import image_settings
+from jtok.models.vlm.processing.settings import ImageSettings, read_json
 from jtok.models.vlm.processing.text import Tokenizer, load_tokenizer
 
-#: How each family makes its pixels. PaliGemma's are LLaVA's with other settings: a square, and no crop.
-PREPARE = {
-    "llava": llava.prepare,
-    "llava_next": llava_next.prepare,
-    "llava_onevision": onevision.prepare,
-    "qwen2_5_vl": qwen2_vl.prepare,
-    "paligemma": llava.prepare,
-    "mllama": mllama.prepare,
-}
-PREPARE_VIDEO = {"llava_onevision": onevision.prepare_video, "qwen2_5_vl": qwen2_vl.prepare_video}
+if TYPE_CHECKING:  # a record imports this package
+    from jtok.models.vlm.family import Family
 
 #: Stands for an answer where a template is rendered for what comes behind it.
 ANSWER = "<<the answer>>"
@@ -48,22 +38,24 @@ class Processor:
     template: str
 
     @property
-    def family(self) -> str:
-        return self.settings.family
+    def family(self) -> Family:
+        """What is known of the model's family."""
+        return find(self.settings.family)
 
     def images(self, images: Sequence[ImageLike]) -> list[VisualInput]:
         """The images of one prompt, together: LLaVA-OneVision treats one image otherwise than several."""
         opened = [open_image(image) for image in images]
-        return PREPARE[self.family](opened, self.settings) if opened else []
+        return self.family.prepare(opened, self.settings) if opened else []
 
     def video(self, frames: Sequence[ImageLike], fps: float = FPS) -> VisualInput:
         """A video from frames of one size, `fps` of which are shown a second. Raises UserError."""
-        if self.family not in PREPARE_VIDEO:
-            raise UserError(f"{self.family} takes no videos; {' and '.join(PREPARE_VIDEO)} do.")
+        if self.family.prepare_video is None:
+            others = " and ".join(name for name, family in families().items() if family.prepare_video is not None)
+            raise UserError(f"{self.family.name} takes no videos; {others} do.")
         opened = [open_image(frame) for frame in frames]
         if len({frame.size for frame in opened}) != 1 or not fps > 0:
             raise UserError("a video is at least one frame, all of one size, with a positive number of them a second.")
-        return PREPARE_VIDEO[self.family](opened, self.settings, fps)
+        return self.family.prepare_video(opened, self.settings, fps)
 
     def prompt(
         self,
@@ -105,10 +97,7 @@ class Processor:
     ) -> Prompt:
         """A prompt from ids with one placeholder for each image and video."""
         expanded, visuals, offsets = expand(ids, self.tokenizer, images, videos)
-        if self.family == "qwen2_5_vl":
-            positions = mrope_positions(len(expanded), visuals, offsets, self.settings.ticks)
-        else:
-            positions = text_positions(len(expanded), first=int(self.family == "paligemma"))
+        positions = self.family.positions(len(expanded), visuals, offsets, self.settings)
         return Prompt(expanded, visuals, offsets, positions)
 
     def batch(self, prompts: Sequence[Prompt], *, length: int = 0, tokens: int = 0, crops: int = 0) -> Batch:
@@ -116,16 +105,14 @@ class Processor:
         return pad_batch(prompts, self.tokenizer.pad, length=length, tokens=tokens, crops=crops)
 
     def _variables(self, tokens: dict[str, str]) -> dict[str, str]:
-        # how the built-in ChatML template fences a placeholder: Qwen's own models mark both ends, the others a line
-        fences = ("<|vision_start|>", "<|vision_end|>") if self.family == "qwen2_5_vl" else ("", "\n")
         stop = self.tokenizer.token(self.tokenizer.stops[0]) if self.tokenizer.stops else ""
         return {
             "bos_token": self.tokenizer.token(self.tokenizer.bos),
             "eos_token": stop,
             "image_token": tokens["image"],
             "video_token": tokens["video"],
-            "before": fences[0],
-            "after": fences[1],
+            "before": self.family.fences[0],
+            "after": self.family.fences[1],
         }
 
 
@@ -142,5 +129,5 @@ def load_processor(directory: str | pathlib.Path) -> Processor:
         raise UserError(f"config.json in '{directory}' names no image token (image_token_id), so images have no place.")
     template = chat.load_template(directory)
     if template is None:
-        template = chat.BUILT_IN[chat.built_in(read_json(directory, "config.json"))]
+        template = find(settings.family).template(read_json(directory, "config.json"))
     return Processor(settings, tokenizer, template)

@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from jtok.errors import UserError
 from jtok.models.vlm.processing.layout import VisualInput
+from jtok.models.vlm.processing.settings import ImageSettings
 from jtok.models.vlm.processing.text import Tokenizer
 
 
@@ -55,9 +56,12 @@ def expand(
     return np.asarray(out, np.int32), tuple(visuals), tuple(offsets)
 
 
-def text_positions(length: int, first: int = 0) -> Int[np.ndarray, " L"]:
-    """Consecutive positions; PaliGemma's start at 1."""
-    return np.arange(first, first + length, dtype=np.int32)
+def sequential_positions(
+    length: int, visuals: Sequence[VisualInput], offsets: Sequence[int], settings: ImageSettings
+) -> Int[np.ndarray, " L"]:
+    """Positions that count ids from 0, visual tokens among them."""
+    del visuals, offsets, settings
+    return np.arange(length, dtype=np.int32)
 
 
 def mrope_positions(

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from jtok.models.vlm.processing.images import center_crop, normalize, pad_to_square, resize, resize_shortest
 from jtok.models.vlm.processing.layout import Span, VisualInput
-from jtok.models.vlm.processing.settings import ImageSettings
+from jtok.models.vlm.processing.settings import CLIP, ImageSettings, square_sizes
+
+PREPROCESSOR = dict(CLIP, do_center_crop=True, do_pad=False)
+
+
+def settings(fields: Mapping[str, Any], config: Mapping[str, Any], video: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Family.settings`."""
+    del video
+    sizes = square_sizes(fields, config.get("vision_config") or {})
+    return dict(sizes, pad=bool(fields["do_pad"]), class_token=takes_class_token(config))
+
+
+def takes_class_token(config: Mapping[str, Any]) -> bool:
+    """Whether the class token of a CLIP tower is among the visual tokens."""
+    kind = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
+    return kind == "clip_vision_model" and config.get("vision_feature_select_strategy", "default") == "full"
 
 
 def prepare(images: Sequence[Image.Image], settings: ImageSettings) -> list[VisualInput]:

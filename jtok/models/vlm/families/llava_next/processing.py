@@ -7,16 +7,30 @@ cut into crops. Features of the black border are cut away again, and a newline t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from jtok.errors import UserError
-from jtok.models.vlm.families.llava.processing import crop_pixels
+from jtok.models.vlm.families.llava.processing import crop_pixels, takes_class_token
 from jtok.models.vlm.processing.images import normalize, resize
 from jtok.models.vlm.processing.layout import Span, VisualInput
-from jtok.models.vlm.processing.settings import ImageSettings
+from jtok.models.vlm.processing.settings import CLIP, ImageSettings, square_sizes
+
+_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+PREPROCESSOR = dict(CLIP, do_center_crop=True, image_grid_pinpoints=_PINPOINTS)
+
+
+def settings(fields: Mapping[str, Any], config: Mapping[str, Any], video: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Family.settings`. Raises UserError for a class token among the visual tokens."""
+    del video
+    sizes = square_sizes(fields, config.get("vision_config") or {})
+    if takes_class_token(config):
+        raise UserError("crops with class tokens make no grid: vision_feature_select_strategy must be 'default'.")
+    points = config.get("image_grid_pinpoints") or fields["image_grid_pinpoints"]
+    return dict(sizes, pinpoints=tuple((int(rows), int(columns)) for rows, columns in points))
 
 
 def prepare(images: Sequence[Image.Image], settings: ImageSettings) -> list[VisualInput]:

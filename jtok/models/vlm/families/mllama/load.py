@@ -33,6 +33,14 @@ _TOWER: dict[str, Any] = {
     "max_num_tiles": 4,
     "intermediate_layers_indices": (3, 7, 15, 23, 30),
 }
+_TEXT: dict[str, Any] = {
+    "vocab_size": 128256,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5e5,
+}
 _CROSS = (3, 8, 13, 18, 23, 28, 33, 38)
 #: Rows of the embedding table behind the vocabulary, for the id that stands for an image.
 _EXTRA = 8
@@ -44,16 +52,17 @@ def mllama_config(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dty
     Raises UserError, one sentence each, for what jtok does not have: activations, other arrangements of tiles than all
     of at most so many, layers that there are not.
     """
-    text = {"model_type": "mllama_text_model", **(stated.get("text_config") or {}), "tie_word_embeddings": False}
+    text = {**(stated.get("text_config") or {}), "model_type": "llama", "tie_word_embeddings": False}
     tower = _tower(path, stated.get("vision_config") or {}, dtype)
     layers = text.get("cross_attention_layers")
     layers = tuple(sorted(_CROSS if layers is None else layers))
-    whole = decoder_config(text, path, dtype=dtype, storage=dtype)
+    whole = decoder_config(text, path, _TEXT, dtype=dtype, storage=dtype)
     if not layers or len(set(layers)) < len(layers) or not 0 <= layers[0] <= layers[-1] < whole.depth:
         raise UserError(f"'{path}' has cross_attention_layers {list(layers)}: name some of its {whole.depth} layers.")
     language = decoder_config(
         text,
         path,
+        _TEXT,
         dtype=dtype,
         storage=dtype,
         depth=whole.depth - len(layers),

@@ -42,7 +42,11 @@ class MllamaConfig:
     language: DecoderConfig
     image_token: int  # id that stands for an image
     family: str = "mllama"
-    any_size = False
+
+    @property
+    def any_size(self) -> bool:
+        """Images are cut into tiles of one size."""
+        return False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -54,8 +58,9 @@ class MllamaConfig:
         """Numbers of the cross-attention layers among all of the decoder's layers."""
         return tuple(before + k for k, before in enumerate(self.language.cross))
 
-    def target(self) -> Target:
+    def target(self, grid: tuple[int, int] | None = None) -> Target:
         """What a method needs to know to make its plan for this model; its patches are those of a tile."""
+        del grid
         depth = self.language.depth + len(self.language.cross)
         return dataclasses.replace(
             self.tower.target(), layers=depth, language_width=self.language.width, cross=self.layers

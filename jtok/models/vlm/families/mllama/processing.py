@@ -8,15 +8,24 @@ one id an image; which tiles a token may look at is the cross-attention mask.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 from PIL import Image
 
 from jtok.models.vlm.processing.images import normalize, resize
 from jtok.models.vlm.processing.layout import Span, VisualInput
-from jtok.models.vlm.processing.settings import ImageSettings
+from jtok.models.vlm.processing.settings import BILINEAR, SIGLIP, ImageSettings, square_sizes
+
+PREPROCESSOR = dict(SIGLIP, resample=BILINEAR, max_image_tiles=4)
+
+
+def settings(fields: Mapping[str, Any], config: Mapping[str, Any], video: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Family.settings`."""
+    del video
+    sizes = square_sizes(fields, config.get("vision_config") or {})
+    return dict(sizes, tiles=int(fields["max_image_tiles"]), class_token=True)
 
 
 def prepare(images: Sequence[Image.Image], settings: ImageSettings) -> list[VisualInput]:
@@ -36,24 +45,6 @@ def best_arrangement(size: tuple[int, int], side: int, tiles: int) -> tuple[int,
     larger = [scale for scale in scales.values() if scale >= 1]
     chosen = min(larger) if larger else max(scales.values())
     return min((a for a, scale in scales.items() if scale == chosen), key=lambda a: a[0] * a[1])
-
-
-def cross_mask(
-    slots: Sequence[int], images: Sequence[VisualInput], tiles: int, length: int
-) -> Bool[np.ndarray, "L I T"]:
-    """Which tiles of which images each of `length` tokens may look at.
-
-    slots: where the images' ids stand. A token sees the last image before it, and the images that stand right before
-    that one without a token in between; the first tokens of a prompt may see nothing.
-    """
-    mask = np.zeros((length, len(images), tiles), bool)
-    end = length
-    for index in reversed(range(len(images))):
-        following = slots[index + 1] if index + 1 < len(slots) else length
-        if following != slots[index] + 1:
-            end = following
-        mask[slots[index] : end, index, : images[index].real] = True
-    return mask
 
 
 def _prepare(image: Image.Image, settings: ImageSettings) -> VisualInput:

@@ -1,4 +1,4 @@
-"""The config of a Qwen2.5-VL checkpoint, in either form of its config.json: nested, or with the decoder on top."""
+"""The config of a Qwen2.5-VL checkpoint, from a nested config.json or one with the decoder on top, and its tensors."""
 
 from __future__ import annotations
 
@@ -6,15 +6,30 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jtok.checkpoints.match import Part
+from jtok.checkpoints.vlm_names import PROJECTOR_NAMES
 from jtok.errors import UserError
 from jtok.layers.activations import activation_named
 from jtok.layers.projector import ProjectorConfig
 from jtok.models.decoder.decoder import Dtype
 from jtok.models.decoder.language_config import decoder_config
+from jtok.models.decoder.language_part import language_part
 from jtok.models.towers.qwen_vision import QwenVisionConfig
+from jtok.models.vlm.families.qwen2_5_vl.names import TOWER_NAMES
 from jtok.models.vlm.network import VLMConfig
 
-#: What transformers takes for a field of the tower that a config.json leaves out.
+#: What transformers takes for a field of the decoder, and of the tower, that a config.json leaves out.
+_TEXT: dict[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "mrope_section": (16, 24, 24),
+}
 _TOWER: dict[str, Any] = {
     "hidden_size": 3584,
     "depth": 32,
@@ -37,10 +52,10 @@ def qwen_config(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype
     Raises UserError, one sentence each, for what jtok does not have: activations, windows that are no whole quads, a
     tower whose output does not fit the decoder.
     """
-    text = {**(stated.get("text_config") or stated), "model_type": "qwen2_5_vl_text"}
+    text = {**(stated.get("text_config") or stated), "model_type": "qwen2"}
     if text.get("tie_word_embeddings") is None or stated.get("tie_word_embeddings"):
         text["tie_word_embeddings"] = stated.get("tie_word_embeddings")
-    language = decoder_config(text, path, dtype=dtype, storage=dtype)
+    language = decoder_config(text, path, _TEXT, dtype=dtype, storage=dtype)
     tower, width = _tower(path, stated.get("vision_config") or {}, dtype)
     if width != language.width:
         raise UserError(f"'{path}' has a tower that gives {width} features to a decoder of {language.width}.")
@@ -52,6 +67,15 @@ def qwen_config(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype
         image_token=stated.get("image_token_id", 151655),
         drop_class=False,
     )
+
+
+def qwen_parts(config: VLMConfig) -> dict[str, Part]:
+    """How the tensors are read; the merger's MLP is the projector."""
+    return {
+        "tower": Part(TOWER_NAMES, config.tower, config.tower.depth),
+        "projector": Part(PROJECTOR_NAMES, config.projector),
+        "language": language_part(config.language),
+    }
 
 
 def _tower(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dtype) -> tuple[QwenVisionConfig, int]:

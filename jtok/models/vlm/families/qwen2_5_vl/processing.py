@@ -7,16 +7,48 @@ quad, because four of them become one token. A still image is two equal frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 
 from jtok.errors import UserError
 from jtok.models.vlm.processing.images import normalize, resize
 from jtok.models.vlm.processing.layout import Kind, Span, VisualInput
-from jtok.models.vlm.processing.settings import ImageSettings
+from jtok.models.vlm.processing.prompt import mrope_positions
+from jtok.models.vlm.processing.settings import CLIP, ImageSettings
+
+PREPROCESSOR = dict(CLIP, patch_size=14, temporal_patch_size=2, merge_size=2)
+
+#: Least and most pixels of an image and of a video frame.
+_PIXELS = {"image": (56 * 56, 28 * 28 * 1280), "video": (128 * 28 * 28, 28 * 28 * 768)}
+
+
+def settings(fields: Mapping[str, Any], config: Mapping[str, Any], video: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Family.settings`."""
+    return dict(
+        temporal=int(fields["temporal_patch_size"]),
+        merge=int(fields["merge_size"]),
+        pixels=_pixel_range(fields, _PIXELS["image"]),
+        frame_pixels=_pixel_range(video, _PIXELS["video"]),
+        ticks=int((config.get("vision_config") or {}).get("tokens_per_second", 4)),
+    )
+
+
+def _pixel_range(fields: Mapping[str, Any], default: tuple[int, int]) -> tuple[int, int]:
+    size = fields.get("size") or {}
+    least = fields.get("min_pixels") or size.get("shortest_edge") or default[0]
+    most = fields.get("max_pixels") or size.get("longest_edge") or default[1]
+    return int(least), int(most)
+
+
+def positions(
+    length: int, visuals: Sequence[VisualInput], offsets: Sequence[int], settings: ImageSettings
+) -> Int[np.ndarray, "3 L"]:
+    """See `Family.positions`."""
+    return mrope_positions(length, visuals, offsets, settings.ticks)
 
 
 def prepare(images: Sequence[Image.Image], settings: ImageSettings) -> list[VisualInput]:

@@ -6,22 +6,37 @@ frames are one crop each, their features resampled to half the side, with one ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from jtok.errors import UserError
 from jtok.models.vlm.families.llava.processing import crop_pixels, mean_colour
-from jtok.models.vlm.families.llava_next.processing import mosaic
+from jtok.models.vlm.families.llava_next import processing as llava_next
 from jtok.models.vlm.processing.images import normalize, pad_to_square
 from jtok.models.vlm.processing.layout import Span, VisualInput
-from jtok.models.vlm.processing.settings import ImageSettings
+from jtok.models.vlm.processing.settings import CLIP, ImageSettings
+
+_PINPOINTS = tuple((384 * i, 384 * j) for i in range(1, 7) for j in range(1, 7))
+PREPROCESSOR = dict(CLIP, do_center_crop=False, image_grid_pinpoints=_PINPOINTS)
+
+
+def settings(fields: Mapping[str, Any], config: Mapping[str, Any], video: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Family.settings`. Raises UserError for a way of cutting crops that jtok does not have."""
+    mosaics = llava_next.settings(fields, config, video)
+    name = config.get("vision_aspect_ratio", "anyres_max_9")
+    count = name.removeprefix("anyres_max_")
+    if not count.isdigit() or count == name:
+        raise UserError(f"vision_aspect_ratio is '{name}', and the known ones are 'anyres_max_' and a number.")
+    return dict(mosaics, max_crops=int(count))
 
 
 def prepare(images: Sequence[Image.Image], settings: ImageSettings) -> list[VisualInput]:
     """All images of one prompt: a mosaic if there is one, else a crop [1, 3, side, side] each."""
     if len(images) == 1:
-        return [mosaic(images[0], settings)]
+        return [llava_next.mosaic(images[0], settings)]
     return [_single(image, settings) for image in images]
 
 
