@@ -135,6 +135,10 @@ class CachePolicy:
         """Visual slots left, at most."""
         return patches
 
+    def cuts(self, depth: int) -> tuple[int, ...]:
+        """Layers before which a cache of its own begins, where the policy does not treat all layers alike."""
+        return ()
+
     def __call__(self, cache: Cache, step: CacheStep) -> Cache:
         raise TypeError(f"{type(self).__name__} must define __call__(cache, step).")
 
