@@ -267,6 +267,9 @@ class Plan:
         """
         if not isinstance(other, Plan):
             return NotImplemented
+        for plan, rest in ((self, other), (other, self)):
+            if not plan.sites and not plan.stages and plan.positions is None and plan.embed is None:
+                return rest  # nothing is added
         slots = {}
         for slot in (*SLOTS, "projector_count", "embed"):
             mine, theirs = getattr(self, slot), getattr(other, slot)

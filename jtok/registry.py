@@ -10,7 +10,10 @@ from typing import Any, Literal, Protocol
 from jtok.errors import UserError
 from jtok.plan import Plan
 
-Family = Literal["baseline", "vit-prune", "vit-merge", "vit-learned", "vlm-encoder", "vlm-decoder", "vlm-projector"]
+Family = Literal[
+    "baseline", "vit-prune", "vit-merge", "vit-learned", "vlm-encoder", "vlm-decoder", "vlm-projector",
+    "attention", "cache", "decoding",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,6 +135,10 @@ class CachePolicy:
         """Visual slots left, at most."""
         return patches
 
+    def cuts(self, depth: int) -> tuple[int, ...]:
+        """Layers before which a cache of its own begins, where the policy does not treat all layers alike."""
+        return ()
+
     def __call__(self, cache: Cache, step: CacheStep) -> Cache:
         raise TypeError(f"{type(self).__name__} must define __call__(cache, step).")
 
@@ -149,9 +153,12 @@ class DecodingRule:
     #: Whether `second_stream` is defined.
     contrasts: bool = False
 
-    def second_stream(self, tokens: Tokens, attention: Float[Array, "layers B N"]) -> Tokens:
-        """The visual tokens that the second stream reads, in the same slots; attention is the mean over heads."""
-        raise TypeError(f"{type(self).__name__} must define second_stream(tokens, attention).")
+    def second_stream(self, tokens: Tokens, attention: Float[Array, "layers B N"], key: Array) -> Tokens:
+        """The visual tokens that the second stream reads, in the same slots.
+
+        attention: of the prompt's last token, mean over heads. key: one PRNG key a row [B].
+        """
+        raise TypeError(f"{type(self).__name__} must define second_stream(tokens, attention, key).")
 
     def __call__(self, logits: Float[Array, "B V"], second: Float[Array, "B V"] | None) -> Float[Array, "B V"]:
         raise TypeError(f"{type(self).__name__} must define __call__(logits, second).")

@@ -25,6 +25,7 @@ def table(model: str, method: str, keep: float, options: dict[str, Any], image: 
     import jax.numpy as jnp
     from flax import nnx
 
+    from jtok.commands.slots import slot_lines
     from jtok.evaluation.cost.flops import count
     from jtok.methods import catalogue
     from jtok.models.towers.presets import make_config
@@ -59,7 +60,7 @@ def table(model: str, method: str, keep: float, options: dict[str, Any], image: 
     return {
         "model": model, "image": side, "method": method, "keep": keep, "special_tokens": target.special, "rows": rows,
         "gflops": reduced.gflops, "gmacs": reduced.gmacs, "gflops_unreduced": full.gflops,
-        "gmacs_unreduced": full.gmacs, "conventions": reduced.conventions,
+        "gmacs_unreduced": full.gmacs, "conventions": reduced.conventions, "slots": slot_lines(plan),
     }  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def _run(args, config) -> int:
     share = result["gflops"] / result["gflops_unreduced"]
     view.add_row("all", "", "", "", f"{result['gflops']:.3f}")
     view.add_row(f"unreduced ({share:.0%} of it is left)", "", "", "", f"{result['gflops_unreduced']:.3f}")
-    Console().print(view)
+    Console().print(view, *result["slots"], sep="\n")
     return 0
 
 

@@ -140,7 +140,7 @@ def test_counts_are_exact_or_nearest(name):
     shares = {"mlp-projector": (36, 16, 2), "tokenpacker": (9, 9, 4), "mqt": (16, 16, 2), "m3": (36, 9, 1)}
     got = [plan(name, tokens=None, keep=keep).counts(36) for keep in (1.0, 0.45, 0.05)]
     assert tuple(rows[-1][2] if rows else 36 for rows in got) == shares[name]
-    with pytest.raises(UserError, match=f"{name} stands before a language model"):
+    with pytest.raises(UserError, match=f"{name} is placed before a language model"):
         make_plan(name, dataclasses.replace(TARGET, layers=0))
 
 

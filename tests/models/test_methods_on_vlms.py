@@ -20,8 +20,9 @@ pytestmark = pytest.mark.usefixtures("highest_precision")
 def reduces(name: str) -> bool:
     """Whether a method takes visual tokens away at sites or by its projector, and not only inside the tower."""
     plan = catalogue.make_plan(name, catalogue.LANGUAGE, **({"space": "language"} if name == "trim" else {}))
-    inside = all(site.stage == "tower" and site.layer is not None for site in plan.sites)
-    return bool(plan.sites or plan.projector or plan.inputs) and not (inside and plan.sites and name != "tome")
+    inside = any(site.stage == "tower" and site.where != "output" for site in plan.sites) or name == "expedit"
+    some = bool(plan.sites or plan.projector or plan.grid)
+    return some and (not inside or name == "tome")
 
 
 METHODS = [name for name in catalogue.methods() if reduces(name) or name in ("random", "uniform-grid", "average-pool")]

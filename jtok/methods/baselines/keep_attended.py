@@ -39,7 +39,8 @@ class KeepAttended(CachePolicy):
         visual = cache.visual & cache.valid
         index = select.top_k(cache.attention.mean(0), self.keep, valid=visual)
         stays = jnp.zeros_like(visual).at[jnp.arange(index.shape[0])[:, None], index].set(True)
-        cache = dataclasses.replace(drop(cache, visual & ~stays), visuals=self.keep)
+        # nothing reads the attention of later tokens, which without it is not computed
+        cache = dataclasses.replace(drop(cache, visual & ~stays), visuals=self.keep, attention=None)
         return compact(cache, cache.slots - less)
 
 

@@ -57,6 +57,7 @@ def cuts(plan: Plan, depth: int) -> list[int]:
     if plan.attention is not None:
         ruled = plan.attention.layers(depth)
         inside |= {ruled.start, ruled.stop}
+    inside |= set(plan.cache.cuts(depth)) if plan.cache is not None else set()
     return [0, *sorted(layer for layer in inside if 0 < layer < depth), depth]
 
 

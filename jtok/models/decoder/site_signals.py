@@ -35,7 +35,7 @@ def attention_signals(q: Array, k: Array, v: Array, sequence: TokenSequence, cau
     arrays = {"queries": (q, columns), "keys": (k, columns), "values": (v, columns)}
     arrays["text_keys"] = (k, sequence.question)
     few |= {name: kernels.gather(*arrays[name]) for name in arrays if name in wants}
-    return result.out, {name: few[name] for name in wants}
+    return result.out, {name: few[name] for name in wants if name in few}
 
 
 def site_signals(

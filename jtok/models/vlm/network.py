@@ -7,6 +7,7 @@ carried by the same description of the sequence. Used functionally, like the tow
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -130,6 +131,7 @@ class VLMNetwork(nnx.Module):
         second = None
         if plan.decoding is not None and plan.decoding.contrasts:
             second = self._second(run, caches, max_new_tokens)
+        caches = _for_answer(plan, caches)
         return PrefillOutput(self._last_logits(sequence), caches, sequence, run.memory, run.stages, second)
 
     def _last_logits(self, sequence: TokenSequence) -> Float[Array, "B V"]:
@@ -146,9 +148,9 @@ class VLMNetwork(nnx.Module):
             raise UserError(f"'{plan.name}' reads the attention of all layers to the same tokens: reduce before.")
         rows = jnp.arange(entry.slots.shape[0])[:, None]
         attention = jnp.concatenate([cache.attention[:, rows, entry.slots] for cache in caches])
-        tokens = plan.decoding.second_stream(entry.visual_tokens(), attention)
+        tokens = plan.decoding.second_stream(entry.visual_tokens(), attention, run.key)
         changed = entry.replace(x=entry.x.at[rows, entry.slots].set(tokens.x.astype(entry.x.dtype)))
-        alone = dataclasses.replace(plan, sites={}, layers=None)
+        alone = dataclasses.replace(plan, sites={}, layers=None, decoding=None)
         again = Run(alone, tokens, run.known, run.key, slots=SLOTS)
         sequence, caches = prefill(self.language, changed, again, free, plan.placed)
         return Stream(caches, self._last_logits(sequence))
@@ -196,6 +198,13 @@ class VLMNetwork(nnx.Module):
         window, length = self.config.language.window, sequence.x.shape[1] + max_new_tokens
         if window and length > window:
             raise UserError(f"prompt and answer take {length} tokens, the decoder looks back {window}: shorten them.")
+
+
+def _for_answer(plan: Plan, caches: Caches) -> Caches:
+    """The caches without the attention of the latest token, unless a policy goes on reading it."""
+    if plan.cache is not None and "last_token_attention" in plan.cache.reads:
+        return caches
+    return tuple(dataclasses.replace(cache, attention=None) for cache in caches)
 
 
 def check_answer(plan: Plan, depth: int) -> None:
