@@ -21,7 +21,7 @@ METHODS = [m.name for m in catalogue.methods().values() if m.family in FAMILIES]
 TOKENS = 4  # of 16, and a square: what the pooling projectors can make
 OPTIONS = {
     "trim": {"space": "language"},  # with CLIP's text tower in test_clip_text.py
-    "sparsevlm": {"tokens": 8},  # a mean over layers, of which the first two keep all
+    "sparsevlm": {"average_tokens": 8},  # a mean over layers, of which the first two keep all
 }
 
 
