@@ -180,7 +180,7 @@ def _places(depth: int, asked: Asked, default: Sequence[int] | None, first: int)
         return listed
     if stages is not None:
         places = spread_blocks(depth, stages) if _whole(stages) and 0 < stages < depth else ()
-        if len(places) != stages:
+        if not places or len(places) != stages:
             raise UserError(f"there are {stages} stages for {depth} blocks; give a number from 1 to {depth - 1}.")
         return places
     places = spread_blocks(depth) if default is None else tuple(default)
