@@ -26,6 +26,14 @@ Positions = Literal["keep", "renumber", "restore", "order"]
 #: Slots that hold one thing, which may be learned.
 SLOTS = ("inputs", "projector", "attention", "layers", "cache", "decoding")
 
+_KINDS = {
+    "inputs": InputRule,
+    "attention": AttentionRule,
+    "layers": LayerRule,
+    "cache": CachePolicy,
+    "decoding": DecodingRule,
+}
+
 
 def at_blocks(
     blocks: Iterable[int], where: Where, reducers: Iterable[Reducer], stage: str = "tower"
@@ -128,6 +136,7 @@ class Plan:
         """
         known = [Site.parse(site) for site in known]
         place = {site: i for i, site in enumerate(known)}
+        self._check_kinds()
         for slot in SLOTS:
             if getattr(self, slot) is not None and slot not in slots:
                 has = f"it has {', '.join(slots)}" if slots else "it has none"
@@ -146,6 +155,14 @@ class Plan:
                 if name not in SIGNALS:
                     who = type(reducer).__name__
                     raise UserError(f"{who} reads '{name}'; known signals are {', '.join(SIGNALS)}.")
+
+    def _check_kinds(self) -> None:
+        """Raises UserError for something in a slot of another kind."""
+        parts = [(str(site), reducer, Reducer) for site, reducer in self.sites.items()]
+        parts += [(slot, getattr(self, slot), kind) for slot, kind in _KINDS.items() if getattr(self, slot) is not None]
+        for name, part, kind in parts:
+            if not isinstance(part, kind):
+                raise UserError(f"{type(part).__name__} cannot be placed at '{name}', which takes a {kind.__name__}.")
 
     def part(self, stage: str) -> Plan:
         """What is placed in one stage of a model; the tower gets what is chosen before it as well."""

@@ -65,6 +65,6 @@ def test_a_single_patch_is_no_division_by_zero():
 def test_plans():
     official = c.plan("ats", 1.0, variant="official")
     assert [out for _, _, out in official.counts(36)] == [36, 36, 36]
-    assert list(official.sites) == [f"tower.block.{i}.after_attention" for i in (1, 2, 3)]
+    assert list(map(str, official.sites)) == [f"tower.block.{i}.after_attention" for i in (1, 2, 3)]
     with pytest.raises(UserError, match="no variant"):
         c.plan("ats", 0.5, variant="port")

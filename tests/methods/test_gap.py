@@ -53,7 +53,7 @@ def read():
         @jax.jit
         def reading():
             sequence, tokens = language.prompt(x, STARTS, IMAGE, plan)
-            return prefill(decoder, sequence, Run(plan, tokens), 2, plan.positions)
+            return prefill(decoder, sequence, Run(plan, tokens, llm_sites(decoder.config.depth)), 2, plan.placed)
 
         return reading()
 
@@ -103,34 +103,37 @@ def test_the_ablations_restore_one_of_both(read):
 
 
 def test_gap_goes_with_any_method():
-    assert make_plan("gap", TARGET, 0.5).positions == "restore"
-    assert make_plan("gap", TARGET, 0.5).sites == make_plan("fastv", TARGET, 0.5).sites
-    of = make_plan("gap", TARGET, 0.5, of="pyramiddrop")
-    assert (of.positions, of.name) == ("restore", "gap")
-    assert of.sites == make_plan("pyramiddrop", TARGET, 0.5).sites
+    assert make_plan("gap", TARGET).positions == "restore" and not make_plan("gap", TARGET).sites
+    assert make_plan("fastv+gap", TARGET, 0.5).sites == make_plan("fastv", TARGET, 0.5).sites
+    both = make_plan("pyramiddrop+gap", TARGET, 0.5)
+    assert (both.positions, both.name) == ("restore", "pyramiddrop+gap")
+    assert both.sites == make_plan("pyramiddrop", TARGET, 0.5).sites
+    assert (make_plan("pyramiddrop", TARGET, 0.5) + make_plan("gap", TARGET)).positions == "restore"
     assert make_plan("pyramiddrop", TARGET, 0.5, positions="restore").positions == "restore"
     assert make_plan("fastv", TARGET, 0.5, positions="renumber").positions == "renumber"
     assert make_plan("none", TARGET, positions=None) == Plan()
 
 
 def test_gap_keeps_what_the_method_keeps(read):
-    plans = [make_plan(name, TARGET, tokens=4) for name in ("gap", "fastv")]
+    plans = [make_plan(name, TARGET, tokens=4) for name in ("fastv+gap", "fastv")]
     ours, theirs = (read(plan)[0] for plan in plans)
     np.testing.assert_array_equal(visual(ours), visual(theirs))
     np.testing.assert_allclose(ours.x, theirs.x, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("name", "options", "words"),
     [
-        ({"of": "gap"}, "another method"),
-        ({"of": "fastvv"}, "fastv"),
-        ({"positions": "kept"}, "keep, renumber, restore, order"),
+        ("gap", {"keep": 0.5}, "gap keeps no share of the tokens"),
+        ("fastvv+gap", {}, "fastv"),
+        ("fastv+gap", {"of": "fastv"}, "fastv\\+gap has no option 'of'"),
+        ("fastv+gap", {"topk.stages": 2}, "is for topk, and the methods are fastv, gap"),
+        ("gap", {"positions": "kept"}, "keep, renumber, restore, order"),
     ],
 )
-def test_bad_requests_get_one_sentence(options, words):
+def test_bad_requests_get_one_sentence(name, options, words):
     with pytest.raises(UserError, match=words) as error:
-        make_plan("gap", TARGET, 0.5, **options)
+        make_plan(name, TARGET, **options)
     assert "\n" not in str(error.value)
 
 

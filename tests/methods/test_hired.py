@@ -40,7 +40,7 @@ def test_shares_by_area_count_the_patches_above_each_crop():
 def test_tokens_a_crop_are_kept_exactly_where_the_image_is_not_cut():
     target = Target(depth=4, grid=(24, 24), width=8, layers=2)
     for tokens in (1, 7, 29, 64, 144, 575, 576):
-        reducer = plan(target, tokens=tokens).sites["projector"]
+        reducer = plan(target, tokens=tokens).at("projector")
         assert reducer.count(576) == tokens and reducer.count(5 * 576) == 5 * tokens
 
 

@@ -171,7 +171,7 @@ def test_refusals(name, changes, sentence):
 @pytest.mark.parametrize("name", NAMES)
 def test_patches_taken_before_are_refused(name):
     fewer = features().take(jnp.broadcast_to(jnp.arange(30, dtype=jnp.int32), (3, 30)))
-    with pytest.raises(UserError, match="no reducer may stand before"):
+    with pytest.raises(UserError, match="no reducer may be placed before"):
         project(plan(name), fewer)
 
 

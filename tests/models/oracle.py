@@ -19,6 +19,7 @@ from jtok.models.vlm.model import VLM
 from jtok.models.vlm.network import PrefillOutput
 from jtok.plan import Plan
 from jtok.reducer import Reducer
+from jtok.sites import LLM_INPUT
 
 #: Between these sites and the decoder tokens do not look at each other: what is hidden there could as well be dropped.
 BEHIND_TOWER = ("tower.output", "projector", "llm.input")
@@ -48,7 +49,7 @@ class Hide(Reducer):
 
 def before_decoder(plan: Plan) -> bool:
     """Whether all that a plan does is done when the decoder's layers begin, and by the model's own projector."""
-    return plan.projector is None and not any(site.startswith("llm.layer") for site in plan.sites)
+    return plan.projector is None and not any(site.stage == "llm" and site != LLM_INPUT for site in plan.sites)
 
 
 def gentle(model: VLM) -> VLM:
@@ -81,7 +82,7 @@ def hide(inputs: Inputs, kept: np.ndarray) -> Inputs:
 
 def hiding(plan: Plan, stages: Mapping[str, Any]) -> Plan:
     """The plan that hides, site by site, what `plan` dropped when it left these `stages`."""
-    return dataclasses.replace(plan, sites={s: Hide(np.asarray(stages[s].owner) >= 0) for s in plan.sites})
+    return dataclasses.replace(plan, sites={s: Hide(np.asarray(stages[str(s)].owner) >= 0) for s in plan.sites})
 
 
 def dropped_and_hidden(full: VLM, reduced: VLM, inputs: Inputs, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +92,7 @@ def dropped_and_hidden(full: VLM, reduced: VLM, inputs: Inputs, keys: jax.Array)
     The plan must leave tokens in their order and place: positions `restore`, or `keep` from a method that sorts.
     """
     reading = reduced.read(inputs, max_new_tokens=1, key=keys)
-    if set(reduced.plan.sites) <= set(BEHIND_TOWER):
+    if set(map(str, reduced.plan.sites)) <= set(BEHIND_TOWER):
         hidden = full.read(hide(inputs, kept_patches(reading)), max_new_tokens=1, key=keys)
     else:
         hidden = dataclasses.replace(full, plan=hiding(reduced.plan, reading.stages)).read(

@@ -26,13 +26,13 @@ class Drop(CachePolicy):
     at: str = "never"
     reads: tuple[str, ...] = ("last_token_attention",)
 
-    def __call__(self, cache, first):
-        return drop(cache, cache.visual) if self.at == ("first" if first else "later") else cache
+    def __call__(self, cache, step):
+        return drop(cache, cache.visual) if self.at == ("first" if step.prefill else "later") else cache
 
 
 def planned(model, policy=None, **sites):
     sites = {name.replace("_", "."): reducer for name, reducer in sites.items()}
-    return dataclasses.replace(model, plan=Plan({**sites, **({} if policy is None else {"decode": policy})}))
+    return dataclasses.replace(model, plan=Plan(sites, cache=policy))
 
 
 def decode(model, tokens=9, block=4, state=None):
@@ -117,11 +117,16 @@ def test_attention_of_the_latest_token(llava):
 
 
 @pytest.mark.parametrize(
-    "sites", [{"decode": Keep()}, {"llm.input": KeepAttended(3)}, {"decode": Drop(reads=("keys",))}]
+    ("plan", "says"),
+    [
+        (Plan(cache=Keep()), "Keep cannot be placed at 'cache', which takes a CachePolicy"),
+        (Plan({"llm.input": KeepAttended(3)}), "KeepAttended cannot be placed at 'llm.input', which takes a Reducer"),
+        (Plan(cache=Drop(reads=("keys",))), "Drop reads keys; .* may read last_token_attention"),
+    ],
 )
-def test_what_cannot_stand_there_is_refused(llava, sites):
-    model = dataclasses.replace(llava[1], plan=Plan(sites))
-    with pytest.raises(UserError, match="decode"):
+def test_what_does_not_belong_there_is_refused(llava, plan, says):
+    model = dataclasses.replace(llava[1], plan=plan)
+    with pytest.raises(UserError, match=says):
         model.read(language.inputs(language.prompts()), max_new_tokens=1)
 
 

@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(model, method, options, wo
 def test_published_budgets_of_sparsevlm():
     target = Target(depth=24, grid=(24, 24), width=1024, layers=32)
     plan = catalogue.make_plan("sparsevlm", target, average_tokens=192)
-    assert list(plan.sites) == ["llm.input", *(f"llm.layer.{i}.input" for i in (3, 7, 16))]
+    assert list(map(str, plan.sites)) == ["llm.input", *(f"llm.layer.{i}.input" for i in (3, 7, 16))]
     assert [r._sizes(576, 576)[0] for r in list(plan.sites.values())[1:]] == [300, 200, 110]
     own = catalogue.make_plan("sparsevlm", target, average_tokens=150)
     seen = [576, *(out for _, _, out in own.counts(576)[1:])]

@@ -16,8 +16,15 @@ from tests.models import language, oracle
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
-FAMILIES = ("baseline", "vlm-encoder", "vlm-decoder", "vlm-projector")
-METHODS = [m.name for m in catalogue.methods().values() if m.family in FAMILIES] + ["tome"]
+
+def reduces(name: str) -> bool:
+    """Whether a method takes visual tokens away at sites or by its projector, and not only inside the tower."""
+    plan = catalogue.make_plan(name, catalogue.LANGUAGE, **({"space": "language"} if name == "trim" else {}))
+    inside = all(site.stage == "tower" and site.layer is not None for site in plan.sites)
+    return bool(plan.sites or plan.projector or plan.inputs) and not (inside and plan.sites and name != "tome")
+
+
+METHODS = [name for name in catalogue.methods() if reduces(name) or name in ("random", "uniform-grid", "average-pool")]
 TOKENS = 4  # of 16, and a square: what the pooling projectors can make
 OPTIONS = {
     "trim": {"space": "language"},  # with CLIP's text tower in test_clip_text.py

@@ -22,7 +22,7 @@ def core(case: Case) -> dict[str, np.ndarray]:
     target = Target(1, (side, side), x.shape[2], layers=1)
 
     def pooled(scale: int):
-        reducer = make_plan("m3", target, tokens=scale, scales=scales).sites["projector"]
+        reducer = make_plan("m3", target, tokens=scale, scales=scales).at("projector")
         return jax.jit(lambda x: reducer(from_features(x, target.grid), Signals(), {})[0].x)(x)
 
     return {f"tokens_{scale}": pooled(scale) for scale in scales}
