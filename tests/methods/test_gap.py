@@ -17,6 +17,7 @@ from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.prefill import prefill
 from jtok.plan import Plan
 from jtok.reducer import Reducer
+from jtok.sites import llm_sites
 from tests.parity import language
 
 IMAGE, STARTS, LENGTH = 9, (2, 4), 15
