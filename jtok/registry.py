@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args, get_type_hints
 
 from jtok.errors import UserError
 from jtok.plan import Plan
@@ -55,9 +55,18 @@ class Method:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword options of `plan` beyond the target and the keep ratio, with their defaults."""
-        parameters = list(inspect.signature(self.plan).parameters.values())[1:]
-        return {p.name: p.default for p in parameters if p.name not in ("keep", "rngs")}
+        """Keyword options of `plan` beyond the target and the keep ratio, with their defaults.
+
+        Those of an unpacked TypedDict (`**asked: Unpack[Asked]`) are among them, None until they are given.
+        """
+        found: dict[str, Any] = {}
+        for p in list(inspect.signature(self.plan).parameters.values())[1:]:
+            if p.kind is p.VAR_KEYWORD:
+                (unpacked,) = get_args(get_type_hints(self.plan)[p.name])
+                found |= dict.fromkeys(unpacked.__annotations__)
+            elif p.name not in ("keep", "rngs"):
+                found[p.name] = p.default
+        return found
 
     @property
     def default_keep(self) -> float | None:

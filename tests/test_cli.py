@@ -56,7 +56,7 @@ BAD = {
     "unknown method": (["plan", "--method=tomee"], ["tomee", "tome"]),
     "keep of zero": (["plan", "--method=tome", "--keep=0"], ["keep ratio", "0.0"]),
     "keep above one": (["evaluate", "--method=tome", "--keep=1.2"], ["1.2"]),
-    "option that is not there": (["plan", "--method=topk", "--option=r=3"], ["'r'", "rates"]),
+    "option that is not there": (["plan", "--method=topk", "--option=ratez=3"], ["'ratez'", "rates"]),
     "option without a value": (["plan", "--method=tome", "--option=r"], ["name=value"]),
     "r too large": (["plan", "--method=tome", "--option=r=150"], ["150", "98"]),
     "unknown model": (["plan", "--model=deit_s14"], ["deit_s14", "deit_s16"]),

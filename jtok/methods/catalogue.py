@@ -17,7 +17,7 @@ from jtok.registry import METHODS, Method
 from jtok.target import Target
 
 #: Ways to say how many tokens are to be left; a method is asked in one of them.
-AMOUNTS = ("keep", "tokens", "rates", "r")
+AMOUNTS = ("keep", "tokens", "rates", "r", "counts", "average_tokens")
 
 #: What facts are read off for: a tower by itself, and one that a language model follows.
 TOWER = Target(depth=12, grid=(24, 24), width=64, heads=2, classes=10, language_width=64)
@@ -105,7 +105,8 @@ def make_plan(
     """The plan of a method for a target model, or of several: `visionzip+fastv` is both, one after the other.
 
     keep: the share of patches left after the last site, in (0, 1] (default: the method's own, mostly 0.5). Instead of
-    it `tokens`, their number, is an option of every method, and `rates` and `r` are of those that work in stages.
+    it `tokens`, their number, is an option of every method, and `rates` and `r` are of those that work in stages, with
+    `blocks` and `stages` (see `jtok.ops.schedule`).
     positions: what a language model takes for positions of what is left, in place of the method's own choice (see
     `Plan`). Of methods that are joined, each is asked the same of what reaches it; an option `fastv.layer` is for one
     of them alone.

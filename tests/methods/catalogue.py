@@ -49,7 +49,7 @@ def given() -> dict[str, np.ndarray]:
 tower(), images()  # made on import: first made inside a trace, they would leak out of it
 
 
-def plan(name: str, keep: float, **options: Any):
+def plan(name: str, keep: float | None = None, **options: Any):
     """The method's plan for the small tower."""
     return catalogue.make_plan(name, CONFIG.target(), keep, **options)
 

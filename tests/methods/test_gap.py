@@ -140,7 +140,7 @@ def test_bad_requests_get_one_sentence(name, options, words):
 
 def test_positions_of_two_sites_follow_each_other(read):
     """Counted anew at every site: layers in between see no gaps."""
-    plan = make_plan("pyramiddrop", TARGET, layers=(1, 2), rates=(0.7, 0.35))
+    plan = make_plan("pyramiddrop", TARGET, blocks=(1, 2), rates=(0.7, 0.35))
     out, caches = jax.tree.map(np.asarray, read(plan))
     np.testing.assert_array_equal([cache.next[0] for cache in caches], [15, 12, 9])
     np.testing.assert_array_equal(ids(out), [list(range(9))] * 2)

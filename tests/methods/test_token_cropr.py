@@ -14,10 +14,10 @@ from jtok.target import Target
 from tests.methods import catalogue as c
 
 
-def test_the_first_module_drops_one_more_and_fusion_brings_all_back():
-    outs = [out for _, _, out in c.plan("token-cropr", 0.5, drop=5).counts(36)]
+def test_each_module_drops_r_and_fusion_brings_all_back():
+    outs = [out for _, _, out in c.plan("token-cropr", r=(6, 5)).counts(36)]
     assert outs == [30, 25, 36]
-    outs = [out for _, _, out in c.plan("token-cropr", 0.5, drop=5, fusion=False).counts(36)]
+    outs = [out for _, _, out in c.plan("token-cropr", r=(6, 5, 5), fusion=False).counts(36)]
     assert outs == [30, 25, 20]
 
 
@@ -39,7 +39,7 @@ def test_auxiliary_heads_teach_the_queries_but_not_the_tower():
     def loss(state, params, x):
         current = plan.with_params(params)
         out = nnx.merge(graphdef, state)(x, current, train=True)
-        return current.objective(current, out, None, {"label": jnp.array([0, 1, 2])})["auxiliary"]
+        return current.training.objective(current, out, None, {"label": jnp.array([0, 1, 2])})["auxiliary"]
 
     tower, learned = jax.jit(jax.grad(loss, (0, 1)))(state, plan.params(), c.images())
     assert not any(np.any(g) for g in jax.tree.leaves(tower))
@@ -54,7 +54,7 @@ def test_inference_runs_no_auxiliary_head():
 
 def test_bad_requests_are_refused():
     with pytest.raises(UserError, match="leaves none"):
-        c.plan("token-cropr", 0.5, drop=18)
+        c.plan("token-cropr", r=18)
     with pytest.raises(UserError, match="at least 3 blocks"):
         make_plan("token-cropr", Target(2, (4, 4), 8))
     reducer, t = make_plan("token-cropr", Target(3, (6, 6), 16)).at("tower.block.0.output"), c.tokens()

@@ -16,7 +16,7 @@ from tests.models import language, oracle
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("highest_precision")]
 
 SHARE = {
-    "sparsevlm": {"tokens": 8},  # of 16, as an average over layers
+    "sparsevlm": {"average_tokens": 8},  # of 16, as an average over layers
     "dart": {"tokens": 12},  # four pivots, and one for each of eight
 }
 WRITTEN = 5
@@ -80,12 +80,12 @@ def test_fastv_that_hides_answers_like_fastv_that_drops(model):
         ("fastv", {"layer": 4}, "layer 4"),
         ("fastv", {"variant": "delete"}, "drop or mask"),
         ("fastv", {"tokens": 17}, "17 tokens"),
-        ("pyramiddrop", {"layers": (2, 1)}, "1 to 3"),
-        ("pyramiddrop", {"rates": (0.5,)}, "1 keep rates were given for 3 stages"),
+        ("pyramiddrop", {"blocks": (2, 1)}, "1 to 3"),
+        ("pyramiddrop", {"rates": (0.5,)}, "rates has 1 numbers for 3 blocks"),
         ("sparsevlm", {"version": 3}, "no version 3"),
-        ("sparsevlm", {"layers": (3,)}, "behind layers"),
+        ("sparsevlm", {"blocks": (4,)}, "from 1 to 3"),
         ("sparsevlm", {"counts": (8,)}, "3 sites"),
-        ("sparsevlm", {"tokens": 4}, "average over layers"),
+        ("sparsevlm", {"average_tokens": 4}, "average over layers"),
         ("dart", {"layer": 9}, "layer 9"),
         ("dart", {"pivots": 0}, "one visual pivot"),
         ("dart", {"positions": "sorted"}, "keep, renumber, restore, order"),
@@ -99,10 +99,10 @@ def test_what_does_not_fit_is_refused_in_one_sentence(model, method, options, wo
 
 def test_published_budgets_of_sparsevlm():
     target = Target(depth=24, grid=(24, 24), width=1024, layers=32)
-    plan = catalogue.make_plan("sparsevlm", target, tokens=192)
+    plan = catalogue.make_plan("sparsevlm", target, average_tokens=192)
     assert list(map(str, plan.sites)) == ["llm.input", *(f"llm.layer.{i}.input" for i in (3, 7, 16))]
     assert [r._sizes(576, 576)[0] for r in list(plan.sites.values())[1:]] == [300, 200, 110]
-    own = catalogue.make_plan("sparsevlm", target, tokens=150)
+    own = catalogue.make_plan("sparsevlm", target, average_tokens=150)
     seen = [576, *(out for _, _, out in own.counts(576)[1:])]
     average = sum(a * b for a, b in zip(seen, (3, 4, 9, 16), strict=True)) / 32
     assert 145 < average <= 150

@@ -29,7 +29,7 @@ METHODS = [name for name in catalogue.methods() if reduces(name) or name in ("ra
 TOKENS = 4  # of 16, and a square: what the pooling projectors can make
 OPTIONS = {
     "trim": {"space": "language"},  # with CLIP's text tower in test_clip_text.py
-    "sparsevlm": {"tokens": 8},  # a mean over layers, of which the first two keep all
+    "sparsevlm": {"average_tokens": 8},  # a mean over layers, of which the first two keep all
 }
 
 

@@ -30,10 +30,13 @@ KEPT = (0, 2, 5, 6, 11, 14)  # of the 16 patches of a tile
 
 @dataclasses.dataclass(frozen=True)
 class Keep(Reducer):
-    """Keeps the tokens of the slots that it is told, or masks the others."""
+    """Keeps the tokens of the given slots, special ones among them, or masks the others."""
 
     kept: tuple[int, ...]
     mask: bool = False
+
+    def count(self, patches):
+        return patches if self.mask else len(self.kept) - 8  # which are special at the tower's output
 
     def __call__(self, tokens, signals, memory):
         if not self.mask:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtok.ops import budget
+from jtok.ops import schedule
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.pruner import Pruner
 from jtok.reducer import Memory
@@ -35,8 +38,7 @@ class Random(Pruner):
     idea="keep patches drawn at random",
     uses_position=True,  # the draw goes by slot, not by content
 )
-def plan(target: Target, keep: float = 0.5, stages: int = 3) -> Plan:
+def plan(target: Target, keep: float = 0.5, **asked: Unpack[Asked]) -> Plan:
     """Reduces where the staged methods do, to the same counts."""
-    blocks = budget.stage_blocks(target.depth, stages)
-    counts = budget.stage_counts(target.patches, keep, len(blocks))
-    return Plan(at_blocks(blocks, "after_attention", [Random(k) for k in counts]))
+    steps = schedule.make(target.patches, target.depth, keep, asked, first=0)
+    return Plan(at_blocks(steps.blocks, "after_attention", [Random(k) for k in steps.counts]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jtok.ops import budget
+from jtok.ops import schedule
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.pruner import Pruner
 from jtok.reducer import Memory
@@ -54,8 +56,7 @@ class UniformGrid(Pruner):
     idea="keep patches spread evenly over the image",
     uses_position=True,
 )
-def plan(target: Target, keep: float = 0.5, stages: int = 3) -> Plan:
+def plan(target: Target, keep: float = 0.5, **asked: Unpack[Asked]) -> Plan:
     """Reduces where the staged methods do, to the same counts."""
-    blocks = budget.stage_blocks(target.depth, stages)
-    counts = budget.stage_counts(target.patches, keep, len(blocks))
-    return Plan(at_blocks(blocks, "after_attention", [UniformGrid(k) for k in counts]))
+    steps = schedule.make(target.patches, target.depth, keep, asked, first=0)
+    return Plan(at_blocks(steps.blocks, "after_attention", [UniformGrid(k) for k in steps.counts]))

@@ -8,12 +8,13 @@ distance of head-averaged keys, until the wanted number is left.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import jax.numpy as jnp
 
-from jtok.ops import budget, cluster
+from jtok.errors import UserError
+from jtok.ops import cluster, schedule
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import method
@@ -65,18 +66,21 @@ def plan(
     linkage: cluster.Linkage = "average",
     proportional: bool = True,
     where: Literal["stages", "every-block"] = "stages",
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
     """where: the paper's fine-tuned models reduce in stages, those off the shelf a little in every block.
 
-    `rates`: share of the initial patches kept after each stage.
+    Raises UserError for another `where`, and for `blocks` or `stages` beside every-block.
     """
+    size = target.patches, target.depth
     if where == "every-block":
-        removals = budget.constant_removal(target.patches, keep, target.depth)
-        blocks = [i for i, removed in enumerate(removals) if removed]
-        counts = [target.patches - sum(removals[: i + 1]) for i in blocks]
+        named = next((name for name in ("blocks", "stages") if asked.get(name) is not None), None)
+        if named is not None:
+            raise UserError(f"atc's where=every-block would ignore {named}={asked[named]}: give one of them.")
+        steps = schedule.make(*size, keep, asked, range(target.depth), first=0, fall="even", whole=round)
+    elif where == "stages":
+        steps = schedule.make(*size, keep, asked, first=0)
     else:
-        blocks = budget.stage_blocks(target.depth, stages)
-        counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
-    return Plan(at_blocks(blocks, "after_attention", [ATC(k, linkage, proportional) for k in counts]))
+        raise UserError(f"atc cannot be placed at where={where}: choose stages or every-block.")
+    reducers = [ATC(k, linkage, proportional) for k in steps.counts]
+    return Plan(at_blocks(steps.blocks, "after_attention", reducers))

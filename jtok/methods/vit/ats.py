@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
-from jtok.ops import budget, select
+from jtok.ops import schedule, select
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import method
@@ -133,21 +133,23 @@ def plan(
     target: Target,
     keep: float = 0.5,
     variant: Variant = "simple",
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
     """Caps on the patches left; an image may need fewer.
 
     variant: `simple` samples at three blocks with int(rate_i * patches) + 1 points, the rates falling to `keep`;
     `official` samples int(keep * patches) points at every block from a quarter of the depth on (`keep=1` is the
-    released setting, where all saving comes from points that meet the same token). `rates`: one a block that samples.
+    released setting, where all saving comes from points that meet the same token). Rounding lets one point more in at
+    some numbers of points; `tokens` and `r` are never exceeded.
     """
     if variant not in ("simple", "official"):
         raise UserError(f"ats has no variant '{variant}'; it is simple or official.")
     if variant == "official":
         blocks = tuple(range(max(1, target.depth // 4), target.depth))
-        counts = budget.stage_counts(target.patches, keep, len(blocks), rates or [keep] * len(blocks))
+        steps = schedule.make(target.patches, target.depth, keep, asked, blocks, first=0, fall="flat")
+        samples = steps.counts
     else:
-        blocks = budget.stage_blocks(target.depth, stages)
-        counts = [k + 1 for k in budget.stage_counts(target.patches, keep, len(blocks), rates)]
-    return Plan(at_blocks(blocks, "after_attention", [ATS(k, variant) for k in counts]))
+        steps = schedule.make(target.patches, target.depth, keep, asked, first=0)
+        exact = asked.get("tokens") is not None or asked.get("r") is not None
+        samples = tuple(k if exact and len(grid(k + 1)) > k else k + 1 for k in steps.counts)
+    return Plan(at_blocks(steps.blocks, "after_attention", [ATS(k, variant) for k in samples]))

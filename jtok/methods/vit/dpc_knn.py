@@ -8,14 +8,15 @@ linear score per stage weighs each token in its group's mean by exp(score); it s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jtok import kernels
-from jtok.ops import budget, cluster
+from jtok.ops import cluster, schedule
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
@@ -97,14 +98,13 @@ def plan(
     keep: float = 0.5,
     neighbours: int = 5,
     equal_weight: bool = False,
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
     rngs: nnx.Rngs | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """`rates`: share of the initial patches kept after each stage. With `equal_weight` no score is learned."""
-    blocks = budget.stage_blocks(target.depth, stages)
-    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
+    """With `equal_weight` no score is learned."""
+    steps = schedule.make(target.patches, target.depth, keep, asked)
     if equal_weight:
-        return Plan(at_blocks(blocks, "input", [EqualDPCKNN(k, neighbours) for k in counts]))
+        return Plan(at_blocks(steps.blocks, "input", [EqualDPCKNN(k, neighbours) for k in steps.counts]))
     rngs = rngs or nnx.Rngs(0)
-    return Plan(at_blocks(blocks, "input", [DPCKNN(k, target.width, neighbours, rngs=rngs) for k in counts]))
+    reducers = [DPCKNN(k, target.width, neighbours, rngs=rngs) for k in steps.counts]
+    return Plan(at_blocks(steps.blocks, "input", reducers))

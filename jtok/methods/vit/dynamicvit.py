@@ -9,8 +9,8 @@ probability are gathered, best first. Fine-tuned with a loss on the share kept a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jtok.ops import budget, select
+from jtok.ops import schedule, select
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
@@ -137,18 +138,15 @@ class Losses:
 def plan(
     target: Target,
     keep: float = 0.5,
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
     ratio_weight: float = 2.0,
     logits_weight: float = 0.5,
     tokens_weight: float = 0.5,
     rngs: nnx.Rngs | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """`rates`: share of the initial patches kept after each stage; (0.7, 0.49, 0.343) is the paper's rate 0.7."""
+    """The paper's keep rate 0.7 is rates=(0.7, 0.49, 0.343). The weights are those of its losses."""
     rngs = rngs or nnx.Rngs(0)
-    blocks = budget.stage_blocks(target.depth, stages)
-    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
-    rates = tuple(rates) if rates else tuple(keep ** ((i + 1) / len(blocks)) for i in range(len(blocks)))
-    reducers = [DynamicViT(target.width, k, i, rngs) for i, k in enumerate(counts)]
-    losses = Losses(rates, ratio_weight, logits_weight, tokens_weight)
-    return Plan(at_blocks(blocks, "input", reducers), training=Training(losses, needs_teacher=True))
+    steps = schedule.make(target.patches, target.depth, keep, asked)
+    reducers = [DynamicViT(target.width, k, i, rngs) for i, k in enumerate(steps.counts)]
+    losses = Losses(steps.shares, ratio_weight, logits_weight, tokens_weight)
+    return Plan(at_blocks(steps.blocks, "input", reducers), training=Training(losses, needs_teacher=True))

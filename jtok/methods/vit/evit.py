@@ -9,12 +9,13 @@ average); it comes last and competes with the others at later stages.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 from jaxtyping import Array, Float
 
-from jtok.ops import budget, select
+from jtok.errors import UserError
+from jtok.ops import schedule, select
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.pruner import Pruner
 from jtok.reducer import Memory
@@ -67,18 +68,26 @@ def plan(
     target: Target,
     keep: float = 0.5,
     fuse: bool = True,
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
     count_rule: Literal["initial", "current"] = "initial",
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """count_rule: `initial` keeps int(rate_i * initial patches) as the TokenReduction port does.
+    """The paper's keep rate 0.7 is rates=(0.7, 0.49, 0.343); the fused token is left beside that share.
 
-    `current` keeps ceil(rate * current tokens) at every stage, the fused one counted, as the official code does, with
-    the rate keep ** (1 / stages).
+    Of `tokens` and `r` it is one of those left. count_rule: `initial` keeps int(rate_i * initial patches) as the
+    TokenReduction port does; `current` keeps ceil(rate * current tokens) at every stage, the fused one counted, as the
+    official code does, with the rate keep ** (1 / stages). Raises UserError for other amounts under `current`.
     """
-    blocks = budget.stage_blocks(target.depth, stages)
+    if count_rule not in ("initial", "current"):
+        raise UserError(f"evit has no count_rule '{count_rule}'; it is initial or current.")
+    steps = schedule.make(target.patches, target.depth, keep, asked, first=0)
+    exact = [name for name in ("tokens", "rates", "r") if asked.get(name) is not None]
+    counts = steps.counts
     if count_rule == "current":
-        counts = budget.ceil_counts(target.patches, keep ** (1 / len(blocks)), len(blocks), int(fuse))
-    else:
-        counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
-    return Plan(at_blocks(blocks, "after_attention", [EViT(k, fuse) for k in counts]))
+        if exact:
+            raise UserError(f"evit's count_rule=current would ignore {exact[0]}={asked[exact[0]]}: give keep instead.")
+        counts = schedule.ceil_counts(target.patches, keep ** (1 / len(counts)), len(counts), int(fuse))
+    elif fuse and exact and exact != ["rates"]:
+        counts = tuple(k - int(removed > 0) for k, removed in zip(counts, steps.removals(target.patches), strict=True))
+        if counts and min(counts) < 1:
+            raise UserError("evit leaves at least two tokens, a patch and the fused one: ask for more, or fuse=False.")
+    return Plan(at_blocks(steps.blocks, "after_attention", [EViT(k, fuse) for k in counts]))

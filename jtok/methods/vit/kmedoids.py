@@ -9,11 +9,12 @@ input, not averages, so it prunes for diversity.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Unpack
 
 import jax
 
-from jtok.ops import budget, cluster, select
+from jtok.ops import cluster, schedule, select
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import method
@@ -83,10 +84,9 @@ def plan(
     iterations: int = 3,
     equal_weight: bool = False,
     update: cluster.MedoidUpdate = "official",
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """`rates`: share of the initial patches kept after each stage."""
-    blocks = budget.stage_blocks(target.depth, stages)
-    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
-    return Plan(at_blocks(blocks, "input", [KMedoids(k, iterations, equal_weight, update) for k in counts]))
+    """`iterations` rounds; with `equal_weight` attention plays no part."""
+    steps = schedule.make(target.patches, target.depth, keep, asked)
+    reducers = [KMedoids(k, iterations, equal_weight, update) for k in steps.counts]
+    return Plan(at_blocks(steps.blocks, "input", reducers))

@@ -6,14 +6,15 @@ model by the task's loss alone. What is averaged are the *normalised* patches, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jtok.ops import budget
+from jtok.ops import schedule
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import method
@@ -61,16 +62,15 @@ class PatchMerger(nnx.Module, Reducer):
 def plan(
     target: Target,
     keep: float = 0.5,
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
     scaled: bool = False,
     rngs: nnx.Rngs | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """`rates`: share of the initial patches left after each stage. `stages=1` merges once, after half of the blocks.
+    """`stages=1` merges once, after half of the blocks, as the paper does.
 
     scaled: divide the logits by sqrt(width), which the paper's formula does not.
     """
     rngs = rngs or nnx.Rngs(0)
-    blocks = budget.stage_blocks(target.depth, stages)
-    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
-    return Plan(at_blocks(blocks, "input", [PatchMerger(target.width, k, scaled, rngs) for k in counts]))
+    steps = schedule.make(target.patches, target.depth, keep, asked)
+    reducers = [PatchMerger(target.width, k, scaled, rngs) for k in steps.counts]
+    return Plan(at_blocks(steps.blocks, "input", reducers))

@@ -8,14 +8,15 @@ in the authors' code: a patch's weights sum to one over the clusters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jtok.ops import budget
+from jtok.ops import schedule
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import method
@@ -90,15 +91,13 @@ class Sinkhorn(nnx.Module, Reducer):
 def plan(
     target: Target,
     keep: float = 0.5,
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
     temperature: float = 1.0,
     iterations: int = 3,
     rngs: nnx.Rngs | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """`rates`: share of the initial patches left after each stage."""
+    """`temperature` divides the similarities; `iterations` of row and column normalisation."""
     rngs = rngs or nnx.Rngs(0)
-    blocks = budget.stage_blocks(target.depth, stages)
-    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
-    reducers = [Sinkhorn(target.width, k, temperature, iterations, rngs) for k in counts]
-    return Plan(at_blocks(blocks, "input", reducers))
+    steps = schedule.make(target.patches, target.depth, keep, asked)
+    reducers = [Sinkhorn(target.width, k, temperature, iterations, rngs) for k in steps.counts]
+    return Plan(at_blocks(steps.blocks, "input", reducers))

@@ -8,8 +8,8 @@ ones, and these are held against the dense teacher's patches of the same layer (
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jtok.errors import UserError
 from jtok.layers.mlp import MLP
-from jtok.ops import budget
+from jtok.ops import schedule
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
@@ -125,26 +125,21 @@ class Losses:
 def plan(
     target: Target,
     keep: float = 0.5,
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
-    blocks: Sequence[int] | None = None,
     reverse_ratio: float = 4.0,
     patches_weight: float = 2.0,
     logits_weight: float = 2.0,
     temperature: float = 1.0,
     rngs: nnx.Rngs | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """`rates`: share of the initial patches left after each stage; the paper's are (0.5, 0.25, 0.125).
+    """The paper's rates are (0.5, 0.25, 0.125); its SiT-S, of 9 + 3 + 2 + 2 blocks, has blocks=(9, 12, 14).
 
-    blocks: where to slim, before these blocks (default: a quarter, half and three quarters of the depth); the paper's
-    SiT-S, of 9 + 3 + 2 + 2 blocks, has (9, 12, 14). reverse_ratio: width of the reverse modules' hidden layers.
+    reverse_ratio: width of the reverse modules' hidden layers, in widths of the tower.
     """
     rngs = rngs or nnx.Rngs(0)
-    blocks = budget.stage_blocks(target.depth, stages) if blocks is None else tuple(blocks)
-    if list(blocks) != sorted(set(blocks)) or not all(0 < b < target.depth for b in blocks):
-        raise UserError(f"sit slims before blocks {blocks}; they must ascend and lie between 1 and {target.depth - 1}.")
-    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
+    steps = schedule.make(target.patches, target.depth, keep, asked)
+    blocks = steps.blocks
     layers = [end - start for start, end in zip(blocks, (*blocks[1:], target.depth + 1), strict=True)]
-    reducers = [SiT(target, k, n, 0.5, reverse_ratio, rngs) for k, n in zip(counts, layers, strict=True)]
+    reducers = [SiT(target, k, n, 0.5, reverse_ratio, rngs) for k, n in zip(steps.counts, layers, strict=True)]
     losses = Losses(blocks, patches_weight, logits_weight, temperature)
     return Plan(at_blocks(blocks, "input", reducers), training=Training(losses, needs_teacher=True))

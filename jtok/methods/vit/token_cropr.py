@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jtok.errors import UserError
-from jtok.ops import budget, select
+from jtok.ops import schedule, select
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
@@ -161,32 +162,27 @@ def losses(plan: Plan, output: Any, teacher: Any, batch: Mapping[str, Array]) ->
 def plan(
     target: Target,
     keep: float = 0.5,
-    drop: int | None = None,
     fusion: bool = True,
     heads: int = 1,
     pre_norm: bool = False,
     project: bool = False,
     rngs: nnx.Rngs | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
     """`keep` is the share of patches left when the last module has dropped its own; fusion then brings all back.
 
-    drop: patches dropped by every module (the first drops one more), in place of `keep`. fusion: run the last block on
-    all patches; without it there is one more module. heads, pre_norm, project: of the cross-attention.
+    The authors' first module drops one more than the others: their 8 a layer is r=(9, 8, 8, ...). fusion: run the last
+    block on all patches; without it there is one more module. heads, pre_norm, project: of the cross-attention.
     """
     rngs = rngs or nnx.Rngs(0)
     modules = target.depth - (2 if fusion else 1)
     if modules < 1:
         raise UserError(f"token-cropr needs at least {3 if fusion else 2} blocks, the tower has {target.depth}.")
-    if drop is None:
-        removals = budget.constant_removal(target.patches, keep, modules)
-    else:
-        removals = (drop + 1, *[drop] * (modules - 1))
-    total = sum(removals)
-    if total >= target.patches:
-        raise UserError(f"dropping {total} of {target.patches} patches leaves none: drop fewer in each layer.")
-    chosen = {b: r for b, r in enumerate(removals) if r}
-    reducers = [Cropr(target.width, r, target.classes, heads, 1, pre_norm, project, rngs=rngs) for r in chosen.values()]
-    sites = at_blocks(chosen, "output", reducers)
-    if fusion and chosen:
-        sites |= at_blocks([target.depth - 1], "input", [LastLayerFusion(total)])
-    return Plan(sites, training=Training(losses if chosen else None))
+    n = target.patches
+    steps = schedule.make(n, modules, keep, asked, range(modules), first=0, fall="even", whole=round)
+    removed = steps.removals(n)
+    reducers = [Cropr(target.width, r, target.classes, heads, 1, pre_norm, project, rngs=rngs) for r in removed]
+    sites = at_blocks(steps.blocks, "output", reducers)
+    if fusion and reducers:
+        sites |= at_blocks([target.depth - 1], "input", [LastLayerFusion(sum(removed))])
+    return Plan(sites, training=Training(losses if reducers else None))

@@ -8,10 +8,10 @@ in the block before, which picks the first centres and, in the weighted variants
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
-from jtok.ops import budget, cluster, select
+from jtok.ops import cluster, schedule, select
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import method
@@ -69,10 +69,9 @@ def plan(
     keep: float = 0.5,
     variant: Variant = "weighted-kmeans",
     iterations: int = 5,
-    stages: int = 3,
-    rates: Sequence[float] | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """`rates`: share of the initial patches kept after each stage."""
-    blocks = budget.stage_blocks(target.depth, stages)
-    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
-    return Plan(at_blocks(blocks, "input", [TokenPooling(k, variant, iterations) for k in counts]))
+    """`variant`: centres are means or members, of weighted tokens or not."""
+    steps = schedule.make(target.patches, target.depth, keep, asked)
+    reducers = [TokenPooling(k, variant, iterations) for k in steps.counts]
+    return Plan(at_blocks(steps.blocks, "input", reducers))

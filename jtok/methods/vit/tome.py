@@ -8,14 +8,14 @@ means. Afterwards attention is proportional: log(size) biases the keys.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from jtok.errors import UserError
-from jtok.ops import budget, merge
+from jtok.ops import merge, schedule
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
@@ -83,25 +83,31 @@ class ToMe(Reducer):
 def plan(
     target: Target,
     keep: float = 0.5,
-    r: int | tuple[int, float] | Sequence[int] | None = None,
     matching: Literal["bipartite", "kth", "random"] = "bipartite",
     proportional: bool = True,
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """`r` in the paper's schedule language (`jtok.ops.budget.linear_schedule`) overrides `keep`.
+    """`keep` and `tokens` are reached by removing the same number in every block; the paper's models have r=13.
 
-    Without it the removals are spread evenly over the blocks so that `keep` of the patches are left at the end.
-    proportional: off for MAE models that were not trained with merging. Raises UserError for an r that the first
-    merging block cannot remove (at most half of the patches merge in one block; later ones what they can).
+    proportional: off for MAE models that were not trained with merging. matching: `kth` leaves floor(n / k) tokens of
+    n, whatever it is asked, and so takes no `r`. Raises UserError for an r that the first merging block cannot remove
+    (at most half of the patches merge in one block; later ones what they can), and for counts that a matching misses.
     """
-    if r is None:
-        removals = budget.constant_removal(target.patches, keep, target.depth)
-    else:
-        removals = budget.linear_schedule(target.depth, r)[: target.depth]
-    blocks = [i for i, removed in enumerate(removals) if removed > 0]
-    if blocks and matching == "bipartite" and removals[blocks[0]] > target.patches // 2:
-        most = target.patches // 2
-        raise UserError(
-            f"r = {removals[blocks[0]]} is more than can merge at once: at most {most} of {target.patches} patches."
-        )
-    reducers = [ToMe(removals[i], matching, proportional) for i in blocks]
-    return Plan(at_blocks(blocks, "after_attention", reducers))
+    if matching not in ("bipartite", "kth", "random"):
+        raise UserError(f"tome has no matching '{matching}'; it is bipartite, kth or random.")
+    if matching == "kth" and asked.get("r") is not None:
+        raise UserError("tome's kth matching leaves every k-th token and takes no r: give keep, tokens or rates.")
+    n, halves = target.patches, matching == "bipartite"
+    steps = schedule.make(
+        n, target.depth, keep, asked, range(target.depth), first=0, fall="even", whole=round, halves=halves
+    )
+    reducers, before = [], n
+    for count, removed in zip(steps.counts, steps.removals(n), strict=True):
+        reducers.append(ToMe(removed, matching, proportional))
+        if (left := reducers[-1].count(before)) != count:
+            raise UserError(
+                f"tome's kth matching leaves {left} of {before} tokens where {count} are asked for: give few blocks "
+                "and keep 1 / k, such as blocks=(6,) and keep 0.5."
+            )
+        before = count
+    return Plan(at_blocks(steps.blocks, "after_attention", reducers))

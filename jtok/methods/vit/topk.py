@@ -7,11 +7,12 @@ and orders the survivors by score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
 from jaxtyping import Array, Float
 
-from jtok.ops import budget
+from jtok.ops import schedule
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan, at_blocks
 from jtok.pruner import Pruner
 from jtok.reducer import Memory
@@ -45,8 +46,7 @@ class TopK(Pruner):
         Claim("DeiT-S", "official EViT code without fusion, keep 0.5 a stage", 78.4, gmacs=2.3),
     ),
 )
-def plan(target: Target, keep: float = 0.5, stages: int = 3, rates: Sequence[float] | None = None) -> Plan:
-    """`rates`: share of the initial patches kept after each stage; (0.7, 0.49, 0.343) is the paper's keep rate 0.7."""
-    blocks = budget.stage_blocks(target.depth, stages)
-    counts = budget.stage_counts(target.patches, keep, len(blocks), rates)
-    return Plan(at_blocks(blocks, "after_attention", [TopK(k) for k in counts]))
+def plan(target: Target, keep: float = 0.5, **asked: Unpack[Asked]) -> Plan:
+    """The paper's keep rate 0.7 is rates=(0.7, 0.49, 0.343)."""
+    steps = schedule.make(target.patches, target.depth, keep, asked, first=0)
+    return Plan(at_blocks(steps.blocks, "after_attention", [TopK(k) for k in steps.counts]))

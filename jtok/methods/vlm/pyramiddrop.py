@@ -9,13 +9,13 @@ over the tokens that an answer follows. Shares are of the tokens at the first si
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Unpack
 
 from jaxtyping import Array, Float
 
-from jtok.errors import UserError
-from jtok.ops import budget
-from jtok.plan import Plan
+from jtok.ops import budget, schedule
+from jtok.ops.schedule import Asked
+from jtok.plan import Plan, at_blocks
 from jtok.pruner import SharePruner
 from jtok.reducer import Memory
 from jtok.registry import Claim, method
@@ -51,27 +51,13 @@ class PyramidDrop(SharePruner):
     idea="drop by the next layer's last-token attention, in stages",
     claims=(Claim("LLaVA-NeXT-7B", "8/16/24, 50/25/12.5 %, same accuracy", 55.0, metric="inference FLOPs saved (%)"),),
 )
-def plan(
-    target: Target,
-    keep: float = 0.125,
-    tokens: int | None = None,
-    layers: Sequence[int] | None = None,
-    rates: Sequence[float] | None = None,
-) -> Plan:
+def plan(target: Target, keep: float = 0.125, **asked: Unpack[Asked]) -> Plan:
     """The share falls geometrically to `keep` at the last stage: 0.125 is the paper's 50, 25 and 12.5 %.
 
-    layers: the layers before which it stands (default: 8, 16 and 24 of 32, moved to the model's depth). rates: shares
-    kept after each. Raises UserError for layers that the model does not have, and for rates that do not fit them.
+    `blocks` are the layers of the language model before which it is placed (default: 8, 16 and 24 of 32, moved to the
+    model's depth).
     """
-    if layers is None:
-        layers = budget.blocks_at(LAYERS, PUBLISHED_DEPTH, target.layers)
-    if not layers or not all(0 < a < b for a, b in zip(layers, (*layers[1:], target.layers), strict=True)):
-        raise UserError(
-            f"pyramiddrop cannot stand before layers {tuple(layers)}: give rising ones from 1 to {target.layers - 1}."
-        )
-    share = keep if tokens is None else budget.visual_tokens(target.patches, keep, tokens) / target.patches
-    if rates is None:
-        rates = [share ** ((s + 1) / len(layers)) for s in range(len(layers))]
-    budget.stage_counts(target.patches, share, len(layers), rates)  # refuses rates that do not fit
-    reducers = {f"llm.layer.{i}.input": PyramidDrop(r, target.patches) for i, r in zip(layers, rates, strict=True)}
-    return Plan(reducers, positions="renumber")
+    blocks = schedule.blocks_at(LAYERS, PUBLISHED_DEPTH, target.layers)
+    steps = schedule.make(target.patches, target.layers, keep, asked, blocks)
+    reducers = [PyramidDrop(share, target.patches) for share in steps.shares]
+    return Plan(at_blocks(steps.blocks, "input", reducers, "llm"), positions="renumber")

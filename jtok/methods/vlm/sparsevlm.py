@@ -2,7 +2,7 @@
 
 "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", arXiv:2410.04417, ICML 2025, and
 its second version (SparseVLM+). Needs no training. Raters are chosen once, by the likeness of the question's embeddings
-to the projected image. Behind layers 2, 6 and 15 of 32, tokens are kept by the raters' attention to them. Version 1
+to the projected image. Before layers 3, 7 and 16 of 32, tokens are kept by the raters' attention to them. Version 1
 recycles: the best 30 % of what is dropped are clustered by density peaks, and a cluster's mean stands behind the kept
 tokens; positions are counted anew. Version 2 divides attention by what rotary positions alone would give, listens to
 the heads that look at the image most, merges nothing and keeps positions.
@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import UserError
-from jtok.ops import budget, cluster, select
+from jtok.ops import budget, cluster, schedule, select
+from jtok.ops.schedule import Asked
 from jtok.plan import Plan
 from jtok.reducer import Memory, Reducer
 from jtok.registry import Claim, method
@@ -27,8 +28,8 @@ from jtok.signals import Signals
 from jtok.target import Target
 from jtok.tokens import Tokens
 
-#: Behind which layers it stands, and tokens kept there for a budget (576 tokens, average over 32 layers), by version.
-LAYERS, DEPTH, PATCHES, PRIORITY_HEADS = (2, 6, 15), 32, 576, 14
+#: Layers before which it is placed; by version, tokens kept there for an average of so many of 576 over 32 layers.
+LAYERS, DEPTH, PATCHES, PRIORITY_HEADS = (3, 7, 16), 32, 576, 14
 PUBLISHED = {
     1: {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
     2: {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
@@ -180,36 +181,37 @@ def kept_of(total: int, patches: int, version: int) -> int:
     return kept
 
 
-def staged(patches: int, last: int, stages: int, version: int) -> tuple[list[int], list[int]]:
-    """(tokens kept by score, tokens left with what is merged) after each stage, falling geometrically to `last`."""
-    kept, left, now = [], [], patches
-    for s in range(stages):
+def kept_at(left: Sequence[int], patches: int, version: int) -> tuple[list[int], list[int]]:
+    """(tokens kept by score, tokens left with what is merged) at each stage, for `left` wanted after each."""
+    kept, reached, now = [], [], patches
+    for total in left:
         if now < 2:
             break
-        kept.append(kept_of(round(patches * (last / patches) ** ((s + 1) / stages)), now, version))
+        kept.append(kept_of(total, now, version))
         now = kept[-1] + (recycled(now - kept[-1])[1] if version == 1 else 0)
-        left.append(now)
-    return kept, left
+        reached.append(now)
+    return kept, reached
 
 
-def within(tokens: int, patches: int, sites: Sequence[int], depth: int, version: int) -> list[int]:
-    """Tokens kept at each site so that a layer sees at most `tokens` on average, the paper's notion of a budget.
+def within(average: int, patches: int, sites: Sequence[int], depth: int, version: int) -> list[int]:
+    """Tokens kept at each site so that a layer sees at most `average`, the paper's notion of a budget.
 
     Raises UserError where the layers before the first site see more than that already.
     """
-    if (patches, depth) == (PATCHES, DEPTH) and tokens in PUBLISHED[version] and len(sites) == len(LAYERS):
-        return list(PUBLISHED[version][tokens])
-    least = 0.0
+    if (patches, depth) == (PATCHES, DEPTH) and average in PUBLISHED[version] and len(sites) == len(LAYERS):
+        return list(PUBLISHED[version][average])
+    least, n = 0.0, len(sites)
     for last in range(patches - 1, 0, -1):
-        kept, left = staged(patches, last, len(sites), version)
+        falling = [round(patches * (last / patches) ** ((s + 1) / n)) for s in range(n)]
+        kept, left = kept_at(falling, patches, version)
         seen = [patches, *left]
         spans = [b - a for a, b in zip((0, *sites), (*sites, depth), strict=True)]
         least = sum(a * b for a, b in zip(seen + seen[-1:] * len(spans), spans, strict=False)) / depth
-        if least <= tokens:
+        if least <= average:
             return kept
     raise UserError(
-        f"sparsevlm counts tokens as an average over layers, which is {least:.1f} at least here: ask for more, or for "
-        "`keep`, the share left after the last site."
+        f"sparsevlm's average over layers is {least:.1f} tokens at least here, so that average_tokens={average} is too "
+        "few: ask for more, or for `keep` or `tokens`, what is left after the last site."
     )
 
 
@@ -231,33 +233,34 @@ def within(tokens: int, patches: int, sites: Sequence[int], depth: int, version:
 def plan(
     target: Target,
     keep: float = 0.5,
-    tokens: int | None = None,
     version: Literal[1, 2] = 1,
-    layers: Sequence[int] | None = None,
     counts: Sequence[int] | None = None,
+    average_tokens: int | None = None,
     adaptive: tuple[float, float] | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
-    """`keep` is the share left after the last site, merged tokens included; `tokens` the average over all layers.
+    """What is left after a site includes merged tokens. version: 2 is SparseVLM+.
 
-    version: 2 is SparseVLM+. layers: behind which (from 0) it stands (default: 2, 6 and 15 of 32, moved to the model's
-    depth). counts: tokens of `target.patches` kept by score at each, in place of both. adaptive: (scale, bias) of the
-    paper's rank rule; the counts are then caps. Raises UserError for what does not fit the model.
+    `blocks` are the layers of the language model before which it is placed (default: 3, 7 and 16 of 32, moved to the
+    model's depth). counts: tokens of `target.patches` kept by score at each, or average_tokens: mean over all layers,
+    in place of `keep`. adaptive: (scale, bias) of the paper's rank rule; the counts are then caps. Raises UserError for
+    what does not fit the model, and for fewer tokens than merging leaves.
     """
     if version not in PUBLISHED:
         raise UserError(f"sparsevlm has no version {version}: choose 1 or 2.")
-    if layers is None:
-        sites = budget.blocks_at([i + 1 for i in LAYERS], DEPTH, target.layers)
-    else:
-        sites = tuple(i + 1 for i in layers)
-    if not sites or not all(0 < a < b for a, b in zip(sites, (*sites[1:], target.layers), strict=True)):
-        raise UserError(f"sparsevlm cannot stand behind layers {tuple(i - 1 for i in sites)} of {target.layers}.")
-    n = target.patches
-    if counts is None and tokens is not None:
-        counts = within(budget.visual_tokens(n, keep, tokens), n, sites, target.layers, version)
+    n, depth = target.patches, target.layers
+    steps = schedule.make(n, depth, keep, asked, schedule.blocks_at(LAYERS, DEPTH, depth), whole=round)
+    if average_tokens is not None:
+        counts = within(budget.visual_tokens(n, keep, average_tokens), n, steps.blocks, depth, version)
     elif counts is None:
-        counts = staged(n, budget.visual_tokens(n, keep), len(sites), version)[0]
-    elif len(counts) != len(sites) or not all(1 <= k <= n for k in counts):
-        raise UserError(f"sparsevlm stands at {len(sites)} sites: give as many counts, from 1 to {n}.")
+        counts, left = kept_at(steps.counts, n, version)
+        if asked.get("tokens") not in (None, n, *left[-1:]):
+            raise UserError(
+                f"sparsevlm merges what it drops and cannot leave {asked['tokens']} of {n} tokens: at least {left[-1]} "
+                "are left, or version=2 merges nothing."
+            )
+    elif len(counts) != len(steps.blocks) or not all(1 <= k <= n for k in counts):
+        raise UserError(f"sparsevlm is placed at {len(steps.blocks)} sites: give as many counts, from 1 to {n}.")
     reducers = [SparseVLM(k / n, n, version, adaptive) for k in counts]
-    stands = {f"llm.layer.{i}.input": r for i, r in zip(sites, reducers, strict=False)}
-    return Plan({"llm.input": ChooseRaters(), **stands}, positions="renumber" if version == 1 else "keep")
+    sites = {f"llm.layer.{i}.input": r for i, r in zip(steps.blocks, reducers, strict=False)}
+    return Plan({"llm.input": ChooseRaters(), **sites}, positions="renumber" if version == 1 else "keep")

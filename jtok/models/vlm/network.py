@@ -7,7 +7,6 @@ carried by the same description of the sequence. Used functionally, like the tow
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import jax

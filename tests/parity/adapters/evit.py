@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jtok.methods.vit.evit import EViT
-from jtok.ops import budget
+from jtok.ops import schedule
 from tests.parity import timm_weights
 from tests.parity.case import Case
 
@@ -24,7 +24,7 @@ def block(case: Case) -> dict[str, np.ndarray]:
 def official(case: Case) -> dict[str, np.ndarray]:
     p, x, out = case.params, case.inputs["x"], {}
     layer = timm_weights.block(case.weights, p["num_heads"], p["ln_eps"])
-    counts = budget.ceil_counts(x.shape[1] - 1, p["keep_rate"], 2, int(p["fuse_token"]))
+    counts = schedule.ceil_counts(x.shape[1] - 1, p["keep_rate"], 2, int(p["fuse_token"]))
     for keep, suffix in zip(counts, ("", "2"), strict=True):
         x, owner = timm_weights.reduce_in_block(layer, x, EViT(keep, p["fuse_token"]))
         out |= {f"y{suffix}": x, f"idx{suffix}": timm_weights.holders(owner, keep)}

@@ -17,7 +17,7 @@ def llama(case: Case) -> dict[str, np.ndarray]:
     p, x, starts = case.params, case.inputs["inputs_embeds"], case.inputs["image_start"]
     image, target = p["image_tokens"], language.target(p["image_tokens"], p["layers"], p["heads"])
     model = language.decoder(case.weights, p["heads"], p["rms_eps"], p["rope_theta"])
-    plan = make_plan("pyramiddrop", target, layers=p["layer_list"], rates=p["image_token_ratio_list"])
+    plan = make_plan("pyramiddrop", target, blocks=p["layer_list"], rates=p["image_token_ratio_list"])
     last, memory = language.run(model, x, starts, image, language.watched(plan))
     out = {"last_hidden": model.norm(last.x)}
     for stage, layer in enumerate(p["layer_list"]):

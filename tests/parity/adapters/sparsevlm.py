@@ -21,8 +21,9 @@ def core(case: Case) -> dict[str, np.ndarray]:
     p, x = case.params, case.inputs["inputs_embeds"]
     start, image, layers = p["sys_length"], p["image_tokens"], p["prune_layers"]
     target = language.target(image, p["layers"], p["heads"])
+    blocks = [layer + 1 for layer in layers]  # the authors name the layer before
     version = int(float(p["version"].replace("_", ".")))
-    plan = make_plan("sparsevlm", target, version=version, layers=layers, counts=p["keep_per_stage"])
+    plan = make_plan("sparsevlm", target, version=version, blocks=blocks, counts=p["keep_per_stage"])
     model = language.decoder(case.weights, p["heads"], p["rms_eps"], p["rope_theta"])
     last, memory = language.run(model, x, [start], image, language.watched(plan))
     chosen = np.flatnonzero(np.asarray(memory["sparsevlm"]["raters"])[0])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtok import make_plan
-from jtok.ops import budget, merge
+from jtok.ops import merge
+from jtok.ops.schedule import ramp
 from jtok.tokens import from_features
 from tests.parity import timm_weights
 from tests.parity.case import Case
@@ -57,7 +58,7 @@ def schedule(case: Case) -> dict[str, np.ndarray]:
     rows = np.full(case.outputs["schedule"].shape, -1)
     layers, r, inflect = (case.inputs[name] for name in ("layers", "r", "inflect"))
     for i, depth in enumerate(layers):
-        rows[i, :depth] = budget.linear_schedule(int(depth), (int(r[i]), float(inflect[i])))
+        rows[i, :depth] = ramp(int(r[i]), float(inflect[i]), int(depth))
     return {"schedule": rows}
 
 
