@@ -11,13 +11,15 @@ import numpy as np
 from flax import nnx
 
 from jtok.layers.stack import Run
+from jtok.models.decoder.append import Caches, append
 from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.prefill import prefill
 from jtok.models.decoder.sequence import Places, Text, assemble
 from jtok.models.decoder.sequence import TokenSequence as Prompt
-from jtok.plan import Plan
+from jtok.plan import SLOTS, Plan
 from jtok.reducer import Memory, Reducer
 from jtok.signals import Signals
+from jtok.sites import llm_sites
 from jtok.target import Target
 from jtok.tokens import Tokens, from_features
 from tests.parity import timm_weights
@@ -117,7 +119,7 @@ def prompt(
         rows(x, text), jnp.asarray(text[..., None], jnp.int32), real, jnp.asarray(index), jnp.asarray(there), asks
     )
     tokens = from_features(rows(x, visual), (1, image))
-    return assemble(tokens, words, places, plan.positions), tokens
+    return assemble(tokens, words, places, plan.placed), tokens
 
 
 def run(model: Decoder, x: np.ndarray, starts: Sequence[int], image: int, plan: Plan, **more) -> tuple[Prompt, dict]:
@@ -126,8 +128,30 @@ def run(model: Decoder, x: np.ndarray, starts: Sequence[int], image: int, plan: 
     @jax.jit
     def read():
         sequence, tokens = prompt(x, starts, image, plan, **more)
-        state = Run(plan, tokens, jax.random.split(jax.random.key(0), x.shape[0]))
-        return prefill(model, sequence, state, 0, plan.positions)[0], state.memory
+        keys = jax.random.split(jax.random.key(0), x.shape[0])
+        state = Run(plan, tokens, llm_sites(model.config.depth), keys, slots=SLOTS)
+        return prefill(model, sequence, state, 0, plan.placed)[0], state.memory
+
+    return read()
+
+
+def answered(
+    model: Decoder, x: np.ndarray, starts: Sequence[int], image: int, plan: Plan, after: np.ndarray
+) -> tuple[Prompt, Caches, np.ndarray]:
+    """(outputs and caches of `prefill` with a plan, outputs [B,A,D] for embeddings `after` appended one by one)."""
+
+    @jax.jit
+    def read():
+        sequence, tokens = prompt(x, starts, image, plan)
+        keys = jax.random.split(jax.random.key(0), x.shape[0])
+        state = Run(plan, tokens, llm_sites(model.config.depth), keys, slots=SLOTS)
+        sequence, caches = prefill(model, sequence, state, after.shape[1], plan.placed)
+        outputs, written = [], caches
+        for i in range(after.shape[1]):
+            one = jnp.asarray(after[:, i : i + 1])
+            out, written = append(model, written, one, jnp.ones(one.shape[:2], bool))
+            outputs.append(out)
+        return sequence, caches, jnp.concatenate(outputs, 1)
 
     return read()
 
@@ -137,7 +161,7 @@ def entering(layer: int, weights: Mapping[str, np.ndarray], plan: Plan) -> tuple
     kept = {k: v for k, v in weights.items() if not k.startswith("layers.") or int(k.split(".")[1]) <= layer}
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         kept[f"layers.{layer}.{name}.weight"] = np.zeros_like(kept[f"layers.{layer}.{name}.weight"])
-    sites = {s: r for s, r in plan.sites.items() if s == "llm.input" or int(s.split(".")[2]) <= layer}
+    sites = {site: reducer for site, reducer in plan.sites.items() if site.layer <= layer}
     return kept, dataclasses.replace(plan, sites=sites)
 
 
@@ -159,3 +183,8 @@ def taken(before: Tokens, after: Tokens) -> np.ndarray:
         patches = np.flatnonzero(new >= 0)
         rows.append(old[patches][np.argsort(new[patches])])
     return np.stack(rows)
+
+
+def cache_lengths(caches: Caches, free: int) -> np.ndarray:
+    """Slots of the prompt in every layer's cache, of caches with `free` more."""
+    return np.concatenate([np.full(cache.layers, cache.slots - free) for cache in caches])

@@ -77,7 +77,7 @@ class _Reader:
     def reduced(self, sequence: TokenSequence, site: Site) -> TokenSequence:
         """The sequence after the reducer at a site, if there is one, has seen its visual tokens."""
         run, reducer = self.run, self.run.plan.sites.get(site)
-        if reducer is None:
+        if reducer is None or not sequence.slots.shape[1]:  # visual tokens may all have left
             return sequence
         before = sequence.visual_tokens()
         run.tokens = before
