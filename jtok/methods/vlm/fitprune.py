@@ -56,10 +56,16 @@ KEEP = 127 / 576
 MEMORY = "fitprune"
 
 
+@dataclasses.dataclass(frozen=True)
 class FitPrune(SharePruner):
-    """Keeps the tokens with the largest product of attention from visual tokens and from the question."""
+    """Keeps the share `keep` of the `patches` at the first site: by the product of the attention that tokens get from
+    visual tokens and from the question."""
 
+    patches: int
     reads = ("peak_attention", "peak_text_attention")
+
+    def count(self, patches: int) -> int:
+        return min(patches, budget.share_of(self.patches, self.keep))
 
     def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
         return s.peak_attention * s.peak_text_attention
@@ -279,7 +285,7 @@ def plan(
     if min(removals) < 0 or left[-1] < 1:
         raise UserError(f"fitprune cannot remove {tuple(removals)} of {patches} tokens: none below 0, one must stay.")
     layers = [i for i, count in enumerate(removals) if count]
-    reducers = [FitPrune(int(left[i]) / patches) for i in layers]
+    reducers = [FitPrune(int(left[i]) / patches, patches) for i in layers]
     return Plan(at_blocks(layers, "after_attention", reducers, stage="llm"))
 
 

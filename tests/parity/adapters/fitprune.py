@@ -23,7 +23,7 @@ def select(case: Case) -> dict[str, np.ndarray]:
     inside = attention[:, start:stop, start:stop].mean(1)
     cross = attention[:, stop:, start:stop].sum(1)
     tokens = from_features(jnp.zeros((1, p["image_tokens"], 1)), (1, p["image_tokens"]))
-    reducer = FitPrune(1 - p["delete"] / p["image_tokens"])
+    reducer = FitPrune(1 - p["delete"] / p["image_tokens"], p["image_tokens"])
     out, _ = reducer(tokens, Signals(peak_attention=inside, peak_text_attention=cross), {})
     keep = np.ones(attention.shape[1], bool)
     keep[start:stop] = np.asarray(out.owner[0]) >= 0
