@@ -141,7 +141,7 @@ def test_gradients_are_finite(name):
 
 @pytest.mark.parametrize("name", c.LANGUAGE)
 def test_a_tower_alone_is_refused(name):
-    with pytest.raises(UserError, match=f"{name} stands in a language model"):
+    with pytest.raises(UserError, match=f"{name} is placed in a language model"):
         catalogue.make_plan(name, c.CONFIG.target(), 0.5)
 
 
