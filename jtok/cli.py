@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from jtok import flags
 
-FILES = ("list", "plan", "ask", "tokenize", "detokenize", "train", "evaluate", "sweep", "patterns", "show")
+FILES = ("list", "plan", "ask", "tokenize", "detokenize", "train", "calibrate", "evaluate", "sweep", "patterns", "show")
 FILES += ("compile", "export")
 FILES += ("bench_reducers", "bench_model", "bench_vlm", "bench_kernels", "bench_tokenizers")
 

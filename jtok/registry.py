@@ -28,9 +28,9 @@ class Claim:
 
 
 class Calibrate(Protocol):
-    """Runs a model over a data set once and returns options of the method, numbers and lists, for `jtok calibrate`.
+    """Runs a model over samples and returns options of the method's plan, numbers and lists, for `jtok calibrate`.
 
-    model: an unreduced `jtok.VLM`. batches: its inputs, as `model.read` takes them. options: as of the method's plan.
+    model: an unreduced `jtok.VLM`. batches: its inputs, as `model.read` takes them. options: of the search.
     """
 
     def __call__(self, model: Any, batches: Iterable[Any], **options: Any) -> dict[str, Any]: ...

@@ -7,13 +7,15 @@ import sys
 
 from absl import flags as absl_flags
 
-from jtok.commands.options import mesh_flags, method_flags, parse_mesh, parse_options
+from jtok.commands.options import mesh_flags, method_flags, parse_mesh
+from jtok.commands.plan_file import method_of, plan_flag
 from jtok.errors import UserError
 from jtok.flags import Command
 
 
 def _flags(values: absl_flags.FlagValues) -> None:
     method_flags(values)
+    plan_flag(values)
     mesh_flags(values)
     text = "directory of a Hugging Face checkpoint (default: the small model that comes with jtok)"
     absl_flags.DEFINE_string("model", None, text, flag_values=values)
@@ -35,16 +37,18 @@ def _run(args, config) -> int:
     if not args.image:
         raise UserError("there is no image: add --image=FILE.")
     from jtok import compile_cache
+    from jtok.methods.reduce import reduce
     from jtok.models.decoder.sampling import Sampling
     from jtok.models.vlm import asking
-    from jtok.models.vlm import model as answer
     from jtok.models.vlm.shipped import shipped
     from jtok.sharding import place
 
     compile_cache.enable()
     sampling, mesh = Sampling(args.temperature, args.top_p), parse_mesh(args)
     model = asking.describe(args.model, dtype=args.dtype) if args.model else shipped(dtype=args.dtype)
-    model = answer.reduce(model, args.method, tokens=args.tokens, keep=args.keep, **parse_options(args.option))
+    method, options = method_of(args)
+    keep = None if args.plan else args.keep  # a calibrated plan says what is kept
+    model = reduce(model, method, tokens=args.tokens, keep=keep, **options)
     inputs = model.inputs(args.question, args.image)
     if args.model:
         asking.rehearse(model, inputs, args.max_new_tokens)

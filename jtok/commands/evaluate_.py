@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from absl import flags as absl_flags
 
 from jtok.commands.evaluate_tokenizer import tokenizer_evaluation_flags
-from jtok.commands.options import make_task, mesh_flags, method_flags, parse_mesh, parse_options
+from jtok.commands.options import make_task, mesh_flags, method_flags, parse_mesh
+from jtok.commands.plan_file import method_of, plan_flag
 from jtok.flags import Command
 
 
 def _flags(values: absl_flags.FlagValues) -> None:
     method_flags(values)
+    plan_flag(values)
     mesh_flags(values)
     absl_flags.DEFINE_string(
         "model", "", "a vision-language model: its directory, or 'shipped'; it answers digit-scene questions",
@@ -39,22 +42,22 @@ def _run(args, config) -> int:
     from jtok.sharding import on_mesh_of, place
     from jtok.training.weights import load_reducer
 
-    options, mesh = parse_options(args.option), parse_mesh(args)
+    (method, options), mesh = method_of(args), parse_mesh(args)
+    keep = None if args.plan else args.keep  # a calibrated plan says what is kept
     if args.model or (config is not None and config.get("task") == "answer_questions"):
-        return _answer(args, args.model or config.sweep.model, options, mesh)
+        return _answer(args, args.model or config.sweep.model, Cell(method, keep, options), mesh)
     task, params = make_task(config)
     params = params if mesh is None else place(params, mesh)
-    plan = catalogue.make_plan(args.method, task.model.target(), args.keep, **options)  # before any image is read
+    plan = catalogue.make_plan(method, task.model.target(), keep, **options)  # before any image is read
     trained = {"model": params["model"], "plan": load_reducer(args.reducer, plan)} if args.reducer else None
-    cell = Cell(args.method, args.keep, options, trained)
+    cell = Cell(method, keep, options, trained)
     images = held_out(task, args.split, args.images)
     with on_mesh_of(params):
         record = run_cell(task, params, cell, images)
     if args.json:
         print(json.dumps(record, indent=2))
         return 0
-    what = "unreduced" if args.method == "none" else f"{args.method}, keep {args.keep:g}"
-    print(f"{what}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
+    print(f"{_name(cell)}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
     print(
         f"tokens per block {record['tokens_per_block']}, at the end {record['tokens_end']}; {record['gmacs']:.4f} GMACs"
     )
@@ -64,30 +67,34 @@ def _run(args, config) -> int:
     return 0
 
 
-def _answer(args, name: str, options, mesh) -> int:
+def _name(cell) -> str:
+    if cell.method == "none":
+        return "unreduced"
+    return f"{cell.method}, " + ("calibrated" if cell.keep is None else f"keep {cell.keep:g}")
+
+
+def _answer(args, name: str, cell, mesh) -> int:
     """Held-out questions: accuracy in all and of every kind."""
     from rich.console import Console
 
     from jtok.commands.options import load_model
     from jtok.evaluation.sweeps.pareto import table
-    from jtok.evaluation.sweeps.sweep import Cell
     from jtok.evaluation.vqa.questions import held_out_questions, run_cell
     from jtok.methods import catalogue
     from jtok.sharding import on_mesh_of
     from jtok.training.weights import load_reducer
 
     model = load_model(name, mesh)
-    plan = catalogue.make_plan(args.method, model.config.target(), args.keep, **options)
+    plan = catalogue.make_plan(cell.method, model.config.target(), cell.keep, **cell.options)
     trained = {"model": model.params, "plan": load_reducer(args.reducer, plan)} if args.reducer else None
     side = model.config.tower.image
     questions = held_out_questions(model, args.images, split=args.split, size=side)
     with on_mesh_of(model.params):
-        record = run_cell(model, Cell(args.method, args.keep, options, trained), questions)
+        record = run_cell(model, dataclasses.replace(cell, params=trained), questions)
     if args.json:
         print(json.dumps(record | {"chance": questions.chance}, indent=2))
         return 0
-    what = "unreduced" if args.method == "none" else f"{args.method}, keep {args.keep:g}"
-    print(f"{what}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
+    print(f"{_name(cell)}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
     print(f"visual tokens per layer {record['tokens_per_block']}; {record['gmacs']:.4f} GMACs to read a prompt")
     rows = [
         {"kind of question": kind, "accuracy": f"{a:.1%}", "chance": f"{questions.chance[kind]['majority']:.1%}"}

@@ -8,18 +8,22 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from jtok.commands.options import method_flags, parse_options
+from jtok.commands.options import method_flags
+from jtok.commands.plan_file import method_of, plan_flag
 from jtok.flags import Command
 
 
 def _flags(values: absl_flags.FlagValues) -> None:
     method_flags(values)
+    plan_flag(values)
     absl_flags.DEFINE_string("model", "deit_s16", "preset of a vision tower", flag_values=values)
     absl_flags.DEFINE_integer("image", None, "image side in pixels (default: the preset's)", flag_values=values)
     absl_flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=values)
 
 
-def table(model: str, method: str, keep: float, options: dict[str, Any], image: int | None = None) -> dict[str, Any]:
+def table(
+    model: str, method: str, keep: float | None, options: dict[str, Any], image: int | None = None
+) -> dict[str, Any]:
     """Sites with patch tokens in and out, and GFLOPs (2 x MACs and the rest) of each stretch of the model."""
     import jax
     import jax.numpy as jnp
@@ -75,14 +79,17 @@ def _place(scope: str) -> tuple:
 
 
 def _run(args, config) -> int:
-    result = table(args.model, args.method, args.keep, parse_options(args.option), args.image)
+    method, options = method_of(args)
+    keep = None if args.plan else args.keep  # a calibrated plan says what is kept
+    result = table(args.model, method, keep, options, args.image)
     if args.json:
         print(json.dumps(result, indent=2, default=str))
         return 0
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{args.method}, keep {args.keep:g}, in {args.model} at {result['image']} pixels"
+    amount = "calibrated" if keep is None else f"keep {keep:g}"
+    title = f"{method}, {amount}, in {args.model} at {result['image']} pixels"
     view = Table(title=title, caption="patch tokens; special tokens ride along. GFLOPs: a multiply-add is two.")
     for column in ("site or stretch", "reducer"):
         view.add_column(column)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+#: Stands for minus infinity where a whole row may be masked: its softmax is finite.
+_NONE = -1e30
 
 
 def attention_rows(
@@ -19,6 +22,43 @@ def attention_rows(
     logits = logits if bias is None else logits + bias[:, None, None]
     logits = logits if valid is None else jnp.where(valid[:, None, None], logits, -jnp.inf)
     return jax.nn.softmax(logits, -1)
+
+
+def peak_received(
+    q: Float[Array, "B N H Dh"],
+    k: Float[Array, "B N Hk Dh"],
+    rows: Int[Array, "B R"],
+    weights: Float[Array, "B R"],
+    *,
+    valid: Bool[Array, "B N"],
+    bias: Float[Array, "B N"] | None = None,
+    causal: bool = False,
+    block: int = 32,
+) -> Float[Array, "B N"]:
+    """Weighted sum over some query rows of the attention that each key receives, the largest over heads of each row.
+
+    Probabilities are float32 and over all valid keys (with `causal` those up to the row). `block` rows are taken at a
+    time, so that no more than B x H x block x N of them are in memory. Query heads share key heads as in grouped-query
+    attention. A row of weight 0 counts for nothing, even if it attends to no key. Source: FitPrune (arXiv:2409.10197).
+    """
+    (b, n, _, d), shared = q.shape, k.shape[2]
+    behind = -rows.shape[1] % block
+    blocks = [
+        jnp.moveaxis(jnp.pad(a, [(0, 0), (0, behind)]).reshape(b, -1, block), 1, 0) for a in (rows, weights)
+    ]  # [blocks,B,block]
+    keys = k.astype(jnp.float32)
+
+    def add(total: Array, item: tuple[Array, Array]) -> tuple[Array, None]:
+        index, weight = item
+        picked = jnp.take_along_axis(q, index[..., None, None], 1).astype(jnp.float32)
+        logits = jnp.einsum("brgsd,bmgd->bgsrm", picked.reshape(b, block, shared, -1, d), keys) * d**-0.5
+        logits = logits if bias is None else logits + bias[:, None, None, None]
+        sees = valid[:, None] & (jnp.arange(n) <= index[..., None] if causal else True)  # [B,block,N]
+        p = jax.nn.softmax(jnp.where(sees[:, None, None], logits, _NONE), -1)
+        peak = jnp.where(sees, p.max((1, 2)), 0.0)
+        return total + jnp.einsum("brm,br->bm", peak, weight.astype(jnp.float32)), None
+
+    return jax.lax.scan(add, jnp.zeros((b, n), jnp.float32), tuple(blocks))[0]
 
 
 def policy_softmax(

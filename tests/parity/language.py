@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jtok.layers.stack import Run
+from jtok.models.decoder.append import Caches, append
 from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.prefill import prefill
 from jtok.models.decoder.sequence import Places, Text, assemble
@@ -134,6 +135,27 @@ def run(model: Decoder, x: np.ndarray, starts: Sequence[int], image: int, plan: 
     return read()
 
 
+def answered(
+    model: Decoder, x: np.ndarray, starts: Sequence[int], image: int, plan: Plan, after: np.ndarray
+) -> tuple[Prompt, Caches, np.ndarray]:
+    """(outputs and caches of `prefill` with a plan, outputs [B,A,D] for embeddings `after` appended one by one)."""
+
+    @jax.jit
+    def read():
+        sequence, tokens = prompt(x, starts, image, plan)
+        keys = jax.random.split(jax.random.key(0), x.shape[0])
+        state = Run(plan, tokens, llm_sites(model.config.depth), keys, slots=SLOTS)
+        sequence, caches = prefill(model, sequence, state, after.shape[1], plan.placed)
+        outputs, written = [], caches
+        for i in range(after.shape[1]):
+            one = jnp.asarray(after[:, i : i + 1])
+            out, written = append(model, written, one, jnp.ones(one.shape[:2], bool))
+            outputs.append(out)
+        return sequence, caches, jnp.concatenate(outputs, 1)
+
+    return read()
+
+
 def entering(layer: int, weights: Mapping[str, np.ndarray], plan: Plan) -> tuple[dict[str, np.ndarray], Plan]:
     """Weights and plan of a model whose output is what enters `layer`: that one is made to add nothing, and is last."""
     kept = {k: v for k, v in weights.items() if not k.startswith("layers.") or int(k.split(".")[1]) <= layer}
@@ -161,3 +183,8 @@ def taken(before: Tokens, after: Tokens) -> np.ndarray:
         patches = np.flatnonzero(new >= 0)
         rows.append(old[patches][np.argsort(new[patches])])
     return np.stack(rows)
+
+
+def cache_lengths(caches: Caches, free: int) -> np.ndarray:
+    """Slots of the prompt in every layer's cache, of caches with `free` more."""
+    return np.concatenate([np.full(cache.layers, cache.slots - free) for cache in caches])

@@ -31,7 +31,7 @@ class Cell:
     """One point of a sweep: a method at a keep ratio; `params` {"model", "plan"} are those of a run that trained it."""
 
     method: str
-    keep: float
+    keep: float | None  # None: as the method's options say
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     params: Mapping[str, Any] | None = None
 

@@ -27,6 +27,7 @@ from jtok.models.decoder.append import append
 from jtok.models.vlm.model import VLM
 from jtok.models.vlm.network import PrefillOutput, VLMConfig
 from jtok.plan import Plan
+from jtok.sites import Site
 
 #: Text of a prompt is padded to a multiple of so many tokens: all of these questions fit in one.
 _TEXT = 8
@@ -137,10 +138,20 @@ def _alone(read, params, first) -> Record:
 
 
 def visual_tokens(plan: Plan, config: VLMConfig) -> list[int]:
-    """Visual tokens in every layer of the decoder, known before anything is traced."""
+    """Visual tokens that every layer of the decoder attends with, known before anything is traced."""
     depth, patches = config.language.depth, config.target().patches
     layers = [patches] * depth
-    for site, _, left in plan.counts(patches):
-        start = int(site.split(".")[2]) if site.startswith("llm.layer.") else 0
+    for name, _, left in plan.counts(patches):
+        start = _first_layer(name)
         layers[start:] = [int(left)] * (depth - start)
     return layers
+
+
+def _first_layer(name: str) -> int:
+    """The first layer of the decoder that a row of `Plan.counts` changes."""
+    if name.startswith("layers."):
+        return int(name.split(".")[1])
+    if not name.startswith("llm."):
+        return 0
+    site = Site.parse(name)
+    return site.layer + (site.where != "input")

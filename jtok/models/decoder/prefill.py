@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from jtok import kernels
 from jtok.cache import Cache, new_cache, with_free_slots
+from jtok.errors import UserError
 from jtok.layers.stack import Run, wanted
 from jtok.models.decoder.append import Caches, received
 from jtok.models.decoder.decoder import Decoder, Layer
@@ -25,6 +26,7 @@ from jtok.plan import Plan
 from jtok.signals import Signals, made_by_attention
 from jtok.sites import Site
 from jtok.slots import Attending, AttentionRule, CacheStep
+from jtok.tokens import rename
 
 
 def prefill(
@@ -78,7 +80,7 @@ class _Reader:
     def reduced(self, sequence: TokenSequence, site: Site) -> TokenSequence:
         """The sequence after the reducer at a site, if there is one, has seen its visual tokens."""
         run, reducer = self.run, self.run.plan.sites.get(site)
-        if reducer is None:
+        if reducer is None or not sequence.slots.shape[1]:  # visual tokens may all have left
             return sequence
         before = sequence.visual_tokens()
         run.tokens = before
@@ -97,12 +99,20 @@ class _Reader:
             return sequence
         tokens, site = sequence.visual_tokens(), Site("llm", layer, "input")
         known = {**run.signals, **site_signals(self.decoder, self.stack, sequence, rule.reads, site)}
+        missing = [name for name in rule.reads if name not in known]
+        if missing:
+            raise UserError(
+                f"{type(rule).__name__} reads {', '.join(missing)} before layer {layer}, where a reducer has changed "
+                "the tokens since: place that reducer elsewhere."
+            )
         s = Signals(**{name: known[name] for name in rule.reads}, key=run.key, train=run.train)
         leaves = rule.leave(tokens, s, run.memory, layer)
         if leaves is None:
             nothing = jnp.zeros((tokens.x.shape[0], 0), jnp.int32)
             return sequence.with_visual(tokens.take(nothing), self.positions)
-        return sequence.hiding(tokens.replace(valid=tokens.mask() & ~leaves))
+        stays, slots = tokens.mask() & ~leaves, jnp.arange(tokens.count, dtype=jnp.int32)
+        owner = rename(tokens.owner, jnp.where(stays, slots, -1))
+        return sequence.hiding(tokens.replace(valid=stays, owner=owner))
 
     def layers(self, sequence: TokenSequence, start: int, stop: int) -> tuple[TokenSequence, Cache]:
         """(the sequence after layers [start, stop), their cache without free slots). Leaves signals of the last one."""

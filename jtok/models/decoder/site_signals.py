@@ -12,6 +12,7 @@ from jtok.layers.rotary import rotate
 from jtok.layers.stacked import Stacked
 from jtok.models.decoder.decoder import Decoder, Layer
 from jtok.models.decoder.sequence import TokenSequence
+from jtok.ops.score import peak_received
 from jtok.sites import Site
 
 
@@ -32,10 +33,24 @@ def attention_signals(q: Array, k: Array, v: Array, sequence: TokenSequence, cau
         weights = sequence.valid.astype(jnp.float32)
         received = kernels.attention_scores(q, k, v, **masks, rows="all", row_weights=weights).received
         few["attention_received"] = jnp.take_along_axis(received, columns, 1)
+    few |= _peaks(q, k, sequence, causal, wants)
     arrays = {"queries": (q, columns), "keys": (k, columns), "values": (v, columns)}
     arrays["text_keys"] = (k, sequence.question)
     few |= {name: kernels.gather(*arrays[name]) for name in arrays if name in wants}
     return result.out, {name: few[name] for name in wants if name in few}
+
+
+def _peaks(q: Array, k: Array, sequence: TokenSequence, causal: bool, wants: Collection[str]) -> dict[str, Array]:
+    """The signals of `wants` that take the largest attention over heads of every row."""
+    visual = sequence.visual.mask().astype(jnp.float32)
+    text = sequence.text.question_valid.astype(jnp.float32)
+    rows = {
+        "peak_attention": (sequence.slots, visual / jnp.maximum(visual.sum(1, keepdims=True), 1)),
+        "peak_text_attention": (sequence.question, text),
+    }
+    masks = {"valid": sequence.valid, "bias": sequence.bias, "causal": causal}
+    received = {name: peak_received(q, k, *rows[name], **masks) for name in rows if name in wants}
+    return {name: jnp.take_along_axis(peak, sequence.slots, 1) for name, peak in received.items()}
 
 
 def site_signals(

@@ -185,14 +185,9 @@ class VLM:
             raise UserError("this model came without a tokenizer: load it from a directory that holds one.")
         return self.processor
 
-    @functools.cached_property
+    @property
     def _read(self):
-        graphdef, _ = nnx.split(nnx.eval_shape(lambda: self.config.network(nnx.Rngs(0))))
-
-        def read(params, plan, inputs, max_new_tokens, key):
-            return nnx.merge(graphdef, nnx.State(params))(inputs, plan, max_new_tokens, key)
-
-        return jax.jit(read, static_argnums=3)
+        return _reader(self.config)
 
     @functools.cached_property
     def _fitted(self) -> dict[tuple[int, int], VLM]:
@@ -201,6 +196,20 @@ class VLM:
     @functools.cached_property
     def _language(self):
         return nnx.split(nnx.eval_shape(lambda: self.config.decoder(nnx.Rngs(0))))[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _reader(config: AnyConfig):
+    """The jitted `(params, plan, inputs, max_new_tokens, key) -> PrefillOutput` of all models of one config.
+
+    Models that differ in their plan or parameters share it, so that a search over plans compiles each once.
+    """
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: config.network(nnx.Rngs(0))))
+
+    def read(params, plan, inputs, max_new_tokens, key):
+        return nnx.merge(graphdef, nnx.State(params))(inputs, plan, max_new_tokens, key)
+
+    return jax.jit(read, static_argnums=3)
 
 
 def load(path: str | os.PathLike, *, dtype: Dtype = "float32", mesh: Mesh | None = None) -> VLM:

@@ -7,6 +7,7 @@ carried by the same description of the sequence. Used functionally, like the tow
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -214,7 +215,7 @@ def check_answer(plan: Plan, depth: int) -> None:
             name = type(part).__name__
             raise UserError(f"{name} reads {', '.join(unknown)}; what acts on an answer may read last_token_attention.")
     exits = plan.layers.exits if plan.layers is not None else ()
-    if any(a >= b for a, b in zip((0, *exits), (*exits, depth), strict=True)):
+    if any(a >= b for a, b in itertools.pairwise((0, *exits, depth))):
         raise UserError(f"visual tokens cannot leave before layers {exits}: give rising ones from 1 to {depth - 1}.")
 
 
