@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jtok.errors import UserError
-from jtok.ops import budget
+from jtok.ops import schedule
 from jtok.plan import Plan
 from jtok.reducer import Memory
 from jtok.registry import Claim, method
@@ -113,6 +113,6 @@ def plan(target: Target, layer: int | None = None) -> Plan:
     """
     if target.layers < 2:
         raise UserError("vtw needs a language model of two layers or more: load a model that has one.")
-    layer = budget.blocks_at((LAYER,), DEPTH, target.layers)[0] if layer is None else layer
+    layer = schedule.blocks_at((LAYER,), DEPTH, target.layers)[0] if layer is None else layer
     _check_layer(layer, target.layers)
     return Plan(layers=Withdraw((layer,)))
