@@ -47,13 +47,14 @@ def table(model: str, method: str, keep: float, options: dict[str, Any], image: 
         if name:
             spans[name] = spans.get(name, 0.0) + c.flops / 1e9
     counts = {site: (before, after) for site, before, after in plan.counts(target.patches)}
+    reducers = {str(site): type(reducer).__name__ for site, reducer in plan.sites.items()}
     rows, patches = [], target.patches
     if "input" in counts:
         patches = counts["input"][1]
         rows.append({"where": "input", "in": target.patches, "out": patches, "gflops": 0.0})
     for name in sorted(spans, key=_place):
         before, after = counts.get(name, (patches, patches))
-        who = type(plan.sites[name]).__name__ if name in plan.sites else ""
+        who = reducers.get(name, "")
         rows.append({"where": name, "reducer": who, "in": before, "out": after, "gflops": spans[name]})
         patches = after
     return {

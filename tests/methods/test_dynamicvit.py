@@ -11,6 +11,7 @@ from flax import nnx
 
 from jtok.methods import catalogue
 from jtok.methods.vit import dynamicvit
+from jtok.slots import Training
 from jtok.target import Target
 from tests.methods import catalogue as c
 
@@ -48,7 +49,7 @@ def test_masking_and_gathering_agree():
 
 
 def test_decisions_are_nested_and_differ_between_images():
-    plan = dataclasses.replace(c.plan("dynamicvit", 0.5), objective=None)
+    plan = dataclasses.replace(c.plan("dynamicvit", 0.5), training=Training())
     out = jax.jit(lambda x: c.tower()(x, plan, key=jax.random.key(4), train=True))(c.images())
     shares = np.stack(out.memory["dynamicvit"])
     assert shares.shape == (3, c.BATCH) and (np.diff(shares, axis=0) <= 0).all()

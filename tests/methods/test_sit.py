@@ -31,7 +31,7 @@ def test_only_layers_since_the_first_slimming_differ_from_an_equal_teacher():
             inputs = [output.memory["sit"][0], *(h[:, 1:] for h in output.hidden[block + 1 :])]
             last = teacher.hidden[block:]
             gaps = [((f(y) - h[:, 1:]) ** 2).mean() for f, y, h in zip(layers, inputs, last, strict=True)]
-            return plan.objective(plan, output, teacher, {})["recalibration"], sum(gaps) / c.CONFIG.depth
+            return plan.training.objective(plan, output, teacher, {})["recalibration"], sum(gaps) / c.CONFIG.depth
 
         return jax.jit(run)(c.images())
 

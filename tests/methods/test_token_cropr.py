@@ -39,7 +39,7 @@ def test_auxiliary_heads_teach_the_queries_but_not_the_tower():
     def loss(state, params, x):
         current = plan.with_params(params)
         out = nnx.merge(graphdef, state)(x, current, train=True)
-        return current.objective(current, out, None, {"label": jnp.array([0, 1, 2])})["auxiliary"]
+        return current.training.objective(current, out, None, {"label": jnp.array([0, 1, 2])})["auxiliary"]
 
     tower, learned = jax.jit(jax.grad(loss, (0, 1)))(state, plan.params(), c.images())
     assert not any(np.any(g) for g in jax.tree.leaves(tower))
