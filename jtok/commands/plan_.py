@@ -76,6 +76,8 @@ def _rows(plan: Plan, patches: int, cost: FlopCount) -> list[dict[str, Any]]:
     spans: dict[str, float] = {}
     for scope, c in cost.by_scope.items():
         name = scope.split("/")[0]
+        # einsums name scopes of their own
+        name = name if re.match(r"(tower|projector|llm|cross|head)\b", name) else "elsewhere" if name else ""
         if name:
             spans[name] = spans.get(name, 0.0) + c.flops / 1e9
     reducers = {str(site): type(reducer).__name__ for site, reducer in plan.sites.items()}

@@ -82,7 +82,7 @@ class Run:
             self._check_count(reducer, site, before)
 
     def _check_count(self, reducer: Reducer, site: Site, before: Tokens) -> None:
-        left, whole = self.tokens.count - before.special, before.patches
+        left, whole = self.tokens.patches, before.patches
         said = reducer.count(whole)
         if left != said and not (self.train and left == whole):
             raise UserError(
