@@ -100,7 +100,7 @@ def cost_table(records: Sequence[Record]) -> str:
         for r in members:
             share = r["gmacs"] / r["gmacs_unreduced"] if r.get("gmacs") and r.get("gmacs_unreduced") else None
             score = f"{r['correct']} / {r['total']}" if None not in (r.get("correct"), r.get("total")) else ""
-            row = [Cell(name, kind="text"), Cell(run_lengths(r.get("tokens_per_block")), kind="text")]
+            row = [Cell(name, kind="text"), Cell(_blocks(r), kind="text")]
             row += [_number(r.get("keep"), "g"), _percent(r.get("accuracy")), Cell(score)]
             row += [_number(r.get("gmacs"), ".3g"), _number(share and 100 * share, ".0f")]
             row += [_number(r.get("tokens_average"), ".1f"), _number(r.get("tokens_end"), "g")]
@@ -155,6 +155,12 @@ def run_lengths(counts: Sequence[int] | None) -> str:
 
 def _number(value: float | None, form: str) -> Cell:
     return Cell() if value is None else Cell(format(value, form), value)
+
+
+def _blocks(record: Record) -> str:
+    """Tokens after each block: caps, where the number depends on the image."""
+    lengths = run_lengths(record.get("tokens_per_block"))
+    return f"at most {lengths}" if lengths and record.get("adaptive") else lengths
 
 
 def _ratio(keep: float | None) -> str:

@@ -214,7 +214,8 @@ def _trained(subject: Subject, plan: Plan, run: str, keep: float | None) -> dict
 
 
 def _asked(record: Record) -> str:
-    return f" at {record['asked']}" if record["asked"] else ""
+    asked = f" at {record['asked']}" if record["asked"] else ""
+    return f"{asked} ({record['tokens']:.1f} tokens, at most {record['cap']})" if record["adaptive"] else asked
 
 
 def _single(records: Sequence[Record]) -> list[str]:
