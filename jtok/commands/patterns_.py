@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,28 +34,41 @@ def _flags(values: absl_flags.FlagValues) -> None:
 def _run(args, config) -> int:
     from jtok.evaluation.patterns import record_patterns as record
     from jtok.evaluation.sweeps.sweep import facts_of
+    from jtok.methods.reduce import UntrainedWarning
     from jtok.training.record import make_workdir
 
     keeps = [_number(text) for text in args.keeps] or [None]
     options = parse_options(args.option)
     facts_of(args.method)  # an unknown one is found before any model is loaded
     workdir = make_workdir(args.workdir)
-    if args.model or (config is not None and config.get("task") == "answer_questions"):
-        patterns = _of_questions(args, args.model or config.sweep.model, keeps, options)
-    else:
-        from jtok.evaluation.sweeps.sweep import held_out
-
-        task, params = make_task(config)
-        images = held_out(task, task.config.data.eval_split, args.images)
-        patterns = [record.tower_pattern(task, params, args.method, keep, images, options) for keep in keeps]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UntrainedWarning)
+        warnings.showwarning = lambda message, *_: print(f"jtok: {message}", file=sys.stderr)
+        patterns = _patterns(args, config, keeps, options)
     record.save_patterns(workdir / "patterns.npz", patterns)
+    _tell(patterns)
+    print(f"wrote {workdir / 'patterns.npz'}")
+    return 0
+
+
+def _patterns(args, config, keeps: list[float | None], options) -> list:
+    """A pattern for every share, of a model that answers questions or of a classifier."""
+    from jtok.evaluation.patterns.record_patterns import tower_pattern
+    from jtok.evaluation.sweeps.sweep import held_out
+
+    if args.model or (config is not None and config.get("task") == "answer_questions"):
+        return _of_questions(args, args.model or config.sweep.model, keeps, options)
+    task, params = make_task(config)
+    images = held_out(task, task.config.data.eval_split, args.images)
+    return [tower_pattern(task, params, args.method, keep, images, options) for keep in keeps]
+
+
+def _tell(patterns: list) -> None:
     for p in patterns:
         right = "not asked" if p.accuracy is None else f"{p.accuracy:.2%}"
         what = f"{p.method}, {p.asked}" if p.asked else p.method
         left = f", {p.tokens:.1f} tokens an image" if p.sites else ""
         print(f"{what}: accuracy {right}, {len(p.feature)} images, {len(p.sites)} sites{left}")
-    print(f"wrote {workdir / 'patterns.npz'}")
-    return 0
 
 
 def _of_questions(args, name: str, keeps: list[float | None], options) -> list:
