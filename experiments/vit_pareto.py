@@ -31,7 +31,7 @@ TOME = ("r=13, off the shelf", "tome_r13")
 
 def sweep(small=False):
     """The unreduced model, and every method at every ratio."""
-    yield "none", {"--method": "none", "--keep": 1.0}
+    yield "none", {"--method": "none"}
     if not small:
         yield "tome_r13", {"--method": "tome", "--option": "r=13"}
     for method in SMALL_METHODS if small else METHODS:

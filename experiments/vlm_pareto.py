@@ -24,7 +24,7 @@ SMALL_METHODS, SMALL_KEEPS = ("visionzip", "divprune", "fastv", "sparsevlm", "ra
 def sweep(small=False):
     """Small: the unreduced model and every method at every ratio. Full: every method at every count of tokens."""
     if small:
-        yield "none", {"--method": "none", "--keep": 1.0}
+        yield "none", {"--method": "none"}
     for method in SMALL_METHODS if small else METHODS:
         for keep in SMALL_KEEPS if small else ():
             yield f"{method}_{keep:.3g}", {"--method": method, "--keep": keep}

@@ -33,11 +33,11 @@ MIDDLE = {False: {"ViT": 0.343, "VLM": 0.25}, True: {"ViT": 0.5, "VLM": 0.25}}  
 def sweep(small=False):
     """Every method on the ViT and on the vision-language model, at all ratios, and both unreduced."""
     images = 400 if small else 10_000
-    yield "vit_none", {"--method": "none", "--keeps": "1", "--images": images}
+    yield "vit_none", {"--method": "none", "--images": images}
     for method in METHODS:
         yield f"vit_{method}", {"--method": method, "--keeps": SMALL_KEEPS if small else KEEPS, "--images": images}
     asked = {"--model": "shipped", "--images": 280} if small else LLAVA
-    yield "vlm_none", {"--method": "none", "--keeps": "1", **asked}
+    yield "vlm_none", {"--method": "none", **asked}
     for method in VLM_METHODS:
         yield f"vlm_{method}", {"--method": method, "--keeps": VLM_KEEPS, **asked}
 

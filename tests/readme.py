@@ -18,7 +18,7 @@ def table() -> str:
     for m in catalogue.methods().values():
         file = m.plan.__module__.replace(".", "/")
         paper = f"{m.title} ({m.paper})" if m.paper != "baseline" else "baseline"
-        reads = ", ".join(f"`{r}`" for r in m.reads) or "-"
+        reads = ", ".join(f"`{r}`" for r in catalogue.facts(m.name).reads) or "-"
         name = f"[`{m.name}`]({file}.py)"
         lines.append(f"| {name} | {m.idea} | {paper} | {m.family} | {m.training} | {reads} |")
     return "\n".join(lines)

@@ -52,7 +52,35 @@ def test_plan_as_a_table(capsys):
     assert code == 0 and "input" in out and "unreduced" in out
 
 
+def test_plan_of_joined_methods_in_a_vision_language_model(capsys):
+    argv = ["plan", "--method=visionzip+fastv", "--option=fastv.layer=2", "--model=shipped", "--json"]
+    code, out, err = run(capsys, *argv)
+    plan = json.loads(out)
+    reduced = {row["where"]: (row["in"], row["out"]) for row in plan["rows"] if row["reducer"]}
+    assert code == 0 and not err
+    assert reduced == {"tower.output": (81, 40), "llm.layer.2.input": (40, 20)}
+    assert plan["keep"] is None and plan["asked"] == "keep 0.5" and plan["slots"] == {"positions": "renumber"}
+
+
+def test_counts_that_depend_on_the_image_are_caps(capsys):
+    code, out, _ = run(capsys, "plan", "--method=ats", "--model=scenes", "--option=tokens=16")
+    assert code == 0 and "ats, tokens 16" in out and "at most 16" in out and "keep" not in out
+    code, out, _ = run(capsys, "evaluate", "--method=ats", "--images=8", "--json")
+    record = json.loads(out)
+    assert code == 0 and record["adaptive"] and 0 < record["tokens"] < record["cap"] == 32
+
+
+def test_an_untrained_method_is_told_of(capsys):
+    code, out, err = run(capsys, "plan", "--method=sinkhorn", "--model=scenes", "--json")
+    assert code == 0 and json.loads(out)["trained"] is False
+    assert err.count("\n") == 1 and "sinkhorn" in err and "random" in err
+    assert not run(capsys, "plan", "--method=tome", "--model=scenes", "--json")[2]
+
+
 BAD = {
+    "two ways to say how many": (["plan", "--method=tome", "--keep=0.5", "--option=r=3"], ["keep=0.5", "r=3"]),
+    "a method in a tower that needs a language model": (["plan", "--method=topk+fastv"], ["fastv", "language model"]),
+    "an option of a method that is not asked": (["plan", "--method=tome", "--option=fastv.layer=2"], ["fastv"]),
     "unknown method": (["plan", "--method=tomee"], ["tomee", "tome"]),
     "keep of zero": (["plan", "--method=tome", "--keep=0"], ["keep ratio", "0.0"]),
     "keep above one": (["evaluate", "--method=tome", "--keep=1.2"], ["1.2"]),

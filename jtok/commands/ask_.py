@@ -7,7 +7,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from jtok.commands.options import mesh_flags, method_flags, parse_mesh
+from jtok.commands.options import mesh_flags, method_flags, parse_mesh, reduced
 from jtok.commands.plan_file import method_of, plan_flag
 from jtok.errors import UserError
 from jtok.flags import Command
@@ -20,8 +20,9 @@ def _flags(values: absl_flags.FlagValues) -> None:
     text = "directory of a Hugging Face checkpoint (default: the small model that comes with jtok)"
     absl_flags.DEFINE_string("model", None, text, flag_values=values)
     absl_flags.DEFINE_multi_string("image", [], "image file; repeatable", flag_values=values)
-    text = "visual tokens of a crop that are left (default: --keep)"
+    text = "visual tokens of a crop that are left, in place of --keep"
     absl_flags.DEFINE_integer("tokens", None, text, flag_values=values)
+    absl_flags.DEFINE_string("reducer", "", "safetensors file of a trained reducer", flag_values=values)
     absl_flags.DEFINE_string("show", None, "picture to write: which visual tokens were kept", flag_values=values)
     absl_flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=values, lower_bound=1)
     absl_flags.DEFINE_float("temperature", 0.0, "of the draw of each token; 0 = the likeliest", flag_values=values)
@@ -37,7 +38,6 @@ def _run(args, config) -> int:
     if not args.image:
         raise UserError("there is no image: add --image=FILE.")
     from jtok import compile_cache
-    from jtok.methods.reduce import reduce
     from jtok.models.decoder.sampling import Sampling
     from jtok.models.vlm import asking
     from jtok.models.vlm.shipped import shipped
@@ -47,8 +47,8 @@ def _run(args, config) -> int:
     sampling, mesh = Sampling(args.temperature, args.top_p), parse_mesh(args)
     model = asking.describe(args.model, dtype=args.dtype) if args.model else shipped(dtype=args.dtype)
     method, options = method_of(args)
-    keep = None if args.plan else args.keep  # a calibrated plan says what is kept
-    model = reduce(model, method, tokens=args.tokens, keep=keep, **options)
+    asked = {"tokens": args.tokens, "keep": args.keep, **options}
+    model = reduced(model, method, how="--reducer=FILE", weights=args.reducer or None, **asked)
     inputs = model.inputs(args.question, args.image)
     if args.model:
         asking.rehearse(model, inputs, args.max_new_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from absl import flags as absl_flags
 
@@ -30,6 +31,10 @@ def _run(args, config) -> int:
     for name, ms in result["ms"].items():
         macs = result["gmacs"][name]
         print(f"{name}: {ms['median']:.1f} ms (p10 {ms['p10']:.1f}, p90 {ms['p90']:.1f}), {macs:.3f} GMACs an image")
+    if not result["trained"]:
+        print(f"jtok: {args.method} is a learned method and its parameters are random: times only.", file=sys.stderr)
+    most = "at most " if result["adaptive"] else ""
+    print(f"{args.method}{', ' if result['asked'] else ''}{result['asked']}: {most}{result['cap']} patches are left")
     low, high = result["speedup_low"], result["speedup_high"]
     print(
         f"speed-up {result['speedup']:.2f} ({low:.2f} to {high:.2f}); by MACs {result['ideal_speedup']:.2f}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -14,7 +15,7 @@ def _flags(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_list("sides", ["14", "24"], "patches a side (14: N=197, 24: N=577)", flag_values=values)
     absl_flags.DEFINE_list("widths", ["384", "1024"], "features a token", flag_values=values)
     absl_flags.DEFINE_list("batches", ["1", "8"], "images at once", flag_values=values)
-    absl_flags.DEFINE_float("keep", 0.5, "keep ratio", flag_values=values)
+    absl_flags.DEFINE_float("keep", None, "keep ratio (default: each method's own)", flag_values=values)
     absl_flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=values)
 
 
@@ -25,7 +26,7 @@ def _run(args, config) -> int:
     from jtok.methods import catalogue
 
     compile_cache.enable()
-    methods = args.methods or [m.name for m in catalogue.methods().values() if not m.family.startswith("vlm")]
+    methods = args.methods or [name for name in catalogue.methods() if catalogue.facts(name).alone]
     for name in methods:
         catalogue.find(name)
     sides, widths, batches = (_integers(name, getattr(args, name)) for name in ("sides", "widths", "batches"))
@@ -35,8 +36,18 @@ def _run(args, config) -> int:
         return 0
     from rich.console import Console
 
-    Console().print(table(rows, title=f"milliseconds a call of a method's first reducer, keep {args.keep:g}"))
+    asked = "" if args.keep is None else f", keep {args.keep:g}"
+    Console().print(
+        table([_line(row) for row in rows], title=f"milliseconds a call of a method's first reducer{asked}")
+    )
     return 0
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table: patches out as a cap where the number depends on the image."""
+    most = "at most " if row["adaptive"] else ""
+    line = {name: value for name, value in row.items() if name not in ("adaptive", "asked")}
+    return line | {"patches_out": f"{most}{row['patches_out']}"}
 
 
 def _integers(name: str, values: list[str]) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from typing import Any
 
 from absl import flags as absl_flags
@@ -34,6 +36,7 @@ def _flags(values: absl_flags.FlagValues) -> None:
 def _run(args, config) -> int:
     from jtok import compile_cache
     from jtok.evaluation.bench.vlm import bench_vlm, default_config
+    from jtok.methods.reduce import UntrainedWarning
 
     compile_cache.enable()
     config = default_config() if config is None else config
@@ -42,7 +45,13 @@ def _run(args, config) -> int:
             value = getattr(args, name)
             config[name] = tuple(value) if name == "methods" else value
     _check(config)
-    result = bench_vlm(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrainedWarning)  # said below, as a command says it
+        result = bench_vlm(config)
+    for row in result["rows"]:
+        if not row["trained"]:
+            text = f"jtok: {row['method']} is a learned method and its parameters are random: times only."
+            print(text, file=sys.stderr)
     if args.json:
         print(json.dumps(result, indent=1))
         return 0
@@ -74,7 +83,7 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
 
     return {
         "method": row["method"],
-        "tokens": row["visual_tokens"],
+        "tokens": f"at most {row['visual_tokens']}" if row["adaptive"] else row["visual_tokens"],
         "first token, ms": spread("ttft"),
         "speed-up": row["ttft_speedup"],
         "by FLOPs": row["ideal_speedup"],

@@ -8,7 +8,14 @@ import json
 from absl import flags as absl_flags
 
 from jtok.commands.evaluate_tokenizer import tokenizer_evaluation_flags
-from jtok.commands.options import make_task, mesh_flags, method_flags, parse_mesh
+from jtok.commands.options import (
+    described,
+    make_task,
+    mesh_flags,
+    method_flags,
+    parse_mesh,
+    tell_if_untrained,
+)
 from jtok.commands.plan_file import method_of, plan_flag
 from jtok.flags import Command
 
@@ -43,34 +50,33 @@ def _run(args, config) -> int:
     from jtok.training.weights import load_reducer
 
     (method, options), mesh = method_of(args), parse_mesh(args)
-    keep = None if args.plan else args.keep  # a calibrated plan says what is kept
     if args.model or (config is not None and config.get("task") == "answer_questions"):
-        return _answer(args, args.model or config.sweep.model, Cell(method, keep, options), mesh)
+        return _answer(args, args.model or config.sweep.model, Cell(method, args.keep, options), mesh)
     task, params = make_task(config)
     params = params if mesh is None else place(params, mesh)
-    plan = catalogue.make_plan(method, task.model.target(), keep, **options)  # before any image is read
+    plan = catalogue.make_plan(method, task.model.target(), args.keep, **options)  # before any image is read
     trained = {"model": params["model"], "plan": load_reducer(args.reducer, plan)} if args.reducer else None
-    cell = Cell(method, keep, options, trained)
+    if not trained:
+        tell_if_untrained(plan)
+    cell = Cell(method, args.keep, options, trained)
     images = held_out(task, args.split, args.images)
     with on_mesh_of(params):
         record = run_cell(task, params, cell, images)
     if args.json:
         print(json.dumps(record, indent=2))
         return 0
-    print(f"{_name(cell)}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
-    print(
-        f"tokens per block {record['tokens_per_block']}, at the end {record['tokens_end']}; {record['gmacs']:.4f} GMACs"
-    )
+    print(f"{described(plan)}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
+    print(f"tokens per block {record['tokens_per_block']}, at the end {_left(record)}; {record['gmacs']:.4f} GMACs")
     for batch in (1, 8):
         time = record[f"latency_ms_b{batch}"]
         print(f"batch {batch}: {time['median']:.2f} ms (p10 {time['p10']:.2f}, p90 {time['p90']:.2f})")
     return 0
 
 
-def _name(cell) -> str:
-    if cell.method == "none":
-        return "unreduced"
-    return f"{cell.method}, " + ("calibrated" if cell.keep is None else f"keep {cell.keep:g}")
+def _left(record) -> str:
+    """How many tokens are left: measured, where the number depends on the image."""
+    cap = record["cap"]
+    return f"{record['tokens']:.1f} (mean, at most {cap})" if record["adaptive"] else str(cap)
 
 
 def _answer(args, name: str, cell, mesh) -> int:
@@ -87,6 +93,8 @@ def _answer(args, name: str, cell, mesh) -> int:
     model = load_model(name, mesh)
     plan = catalogue.make_plan(cell.method, model.config.target(), cell.keep, **cell.options)
     trained = {"model": model.params, "plan": load_reducer(args.reducer, plan)} if args.reducer else None
+    if not trained:
+        tell_if_untrained(plan)
     side = model.config.tower.image
     questions = held_out_questions(model, args.images, split=args.split, size=side)
     with on_mesh_of(model.params):
@@ -94,8 +102,9 @@ def _answer(args, name: str, cell, mesh) -> int:
     if args.json:
         print(json.dumps(record | {"chance": questions.chance}, indent=2))
         return 0
-    print(f"{_name(cell)}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
-    print(f"visual tokens per layer {record['tokens_per_block']}; {record['gmacs']:.4f} GMACs to read a prompt")
+    print(f"{described(plan)}: accuracy {record['accuracy']:.2%} ({record['correct']} of {record['total']})")
+    layers = f"visual tokens per layer {record['tokens_per_block']}, at the end {_left(record)}"
+    print(f"{layers}; {record['gmacs']:.4f} GMACs to read a prompt")
     rows = [
         {"kind of question": kind, "accuracy": f"{a:.1%}", "chance": f"{questions.chance[kind]['majority']:.1%}"}
         for kind, a in {**record["kinds"], "all": record["accuracy"]}.items()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from jtok.commands.options import method_flags, parse_options
+from jtok.commands.options import method_flags, parse_options, reduced
 from jtok.errors import UserError
 from jtok.flags import Command
 
 
 def _flags(values: absl_flags.FlagValues) -> None:
-    method_flags(values, keep=1.0)
+    method_flags(values)
     formats = ["safetensors", "stablehlo"]
     absl_flags.DEFINE_enum("format", "safetensors", formats, "what is written", flag_values=values)
     text = "a tower: file of jtok, Hugging Face directory, directory of a run, or 'shipped'"
@@ -67,7 +67,6 @@ def _tower(args) -> Path:
 
 
 def _question_model(args) -> Path:
-    import dataclasses
     import importlib.resources
 
     from jtok.export import question_program as question
@@ -83,8 +82,8 @@ def _question_model(args) -> Path:
     model, options = answer.load(source), parse_options(args.option)
     how = {"method": args.method, "keep": args.keep, "options": options}
     if args.method != "none":
-        model = answer.reduce(model, args.method, keep=args.keep, weights=args.reducer or None, **options)
-        model = dataclasses.replace(model, recipe=None)
+        asked = {"keep": args.keep, "weights": args.reducer or None, **options}
+        model = reduced(model, args.method, how="--reducer=FILE", **asked)
 
     def facts() -> dict:
         return question.question_facts(model, args.model, source, how, args.text)

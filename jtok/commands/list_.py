@@ -35,7 +35,10 @@ def entries(family: str = "") -> list[dict[str, Any]]:
         if family not in entry.family:
             continue
         row = {name: getattr(entry, name) for name in ("name", "title", "paper", "family", "training", "assignment")}
-        row |= {"reads": list(entry.reads), "site": entry.site, "idea": entry.idea}
+        facts = catalogue.facts(entry.name)
+        row |= {"reads": list(facts.reads), "site": entry.site, "idea": entry.idea}
+        row |= {"needs": list(facts.needs), "stages": list(facts.stages), "slots": list(facts.slots)}
+        row |= {"adaptive": facts.adaptive, "learned": facts.learned, "alone": facts.alone}
         row |= {"options": {k: v for k, v in entry.options.items()}, "file": f"jtok/methods/{_file(entry)}"}
         row["claims"] = [vars(claim) for claim in entry.claims]
         rows.append(row)
@@ -69,8 +72,10 @@ def _run(args, config) -> int:
     console, width = Console(), max((len(row["name"]) for row in (*rows, *coders)), default=0)
     for row in rows:
         reads = f"; reads {', '.join(row['reads'])}" if row["reads"] else ""
+        adaptive = "; as many tokens as the image asks for" if row["adaptive"] else ""
         trained = {"none": "no training", "optional": "may be trained", "required": "trained"}[row["training"]]
-        _print(console, row, f"{row['paper']}; {row['family']}, {trained}; {row['site']}{reads}", width)
+        adaptive = "; as many tokens as the image asks for" if row["adaptive"] else ""
+        _print(console, row, f"{row['paper']}; {row['family']}, {trained}; {row['site']}{reads}{adaptive}", width)
     if rows and coders:
         console.print()
     for row in coders:

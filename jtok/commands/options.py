@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,21 @@ from jtok.errors import UserError
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from jtok.plan import Plan
 
-def method_flags(values: absl_flags.FlagValues, method: str = "none", keep: float = 0.5) -> None:
+
+def method_flags(values: absl_flags.FlagValues, method: str = "none") -> None:
     """--method, --keep and --option name=value (repeatable)."""
-    absl_flags.DEFINE_string("method", method, "name of a method (`jtok list` shows them)", flag_values=values)
-    absl_flags.DEFINE_float("keep", keep, "share of the patches left after the last site", flag_values=values)
-    absl_flags.DEFINE_multi_string("option", [], "a method's option as name=value; repeatable", flag_values=values)
+    text = "name of a method (`jtok list` shows them), or several joined by +, such as visionzip+fastv"
+    absl_flags.DEFINE_string("method", method, text, flag_values=values)
+    text = "share of the patches left after the last site (default: the method's own)"
+    absl_flags.DEFINE_float("keep", None, text, flag_values=values)
+    absl_flags.DEFINE_multi_string(
+        "option",
+        [],
+        "a method's option as name=value (of one of several: fastv.layer=3); repeatable",
+        flag_values=values,
+    )
 
 
 def mesh_flags(values: absl_flags.FlagValues) -> None:
@@ -49,6 +60,37 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[name] = value
     return options
+
+
+def described(plan: Plan) -> str:
+    """A plan in words: its method and what was asked of it."""
+    if plan.name == "none":
+        return "unreduced"
+    return f"{plan.name}, {plan.asked}" if plan.asked else plan.name
+
+
+def tokens_left(count: int, plan: Plan) -> str:
+    """A number of tokens that a plan leaves, as far as it is known before anything is run."""
+    return f"at most {count}" if plan.adaptive else str(count)
+
+
+def tell_if_untrained(plan: Plan, how: str = "--reducer=FILE") -> None:
+    """One sentence on stderr where a plan has learned parameters that are random; `how`: the flag that loads them."""
+    from jtok.methods.reduce import untrained_text
+
+    if plan.untrained:
+        print(f"jtok: {untrained_text(plan, how)}", file=sys.stderr)
+
+
+def reduced(model: Any, method: str, *, how: str, **asked: Any) -> Any:
+    """A vision-language model with a method placed in it; an untrained one is told of on stderr."""
+    from jtok.methods.reduce import UntrainedWarning, reduce
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrainedWarning)  # said below, as a command says it
+        model = reduce(model, method, **asked)
+    tell_if_untrained(model.plan, how)
+    return model
 
 
 def shipped_config() -> ConfigDict:

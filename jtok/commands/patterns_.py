@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 from absl import flags as absl_flags
 
-from jtok.commands.options import make_task
+from jtok.commands.options import make_task, parse_options
 from jtok.errors import UserError
 from jtok.flags import Command
 
 
 def _flags(values: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_string("method", "none", "name of a method (`jtok list` shows them)", flag_values=values)
-    absl_flags.DEFINE_list("keeps", ["0.5"], "shares of the patches left after the last site", flag_values=values)
+    text = "name of a method (`jtok list` shows them), or several joined by +, such as visionzip+fastv"
+    absl_flags.DEFINE_string("method", "none", text, flag_values=values)
+    text = "shares of the patches left after the last site (default: the method's own)"
+    absl_flags.DEFINE_list("keeps", [], text, flag_values=values)
+    text = "a method's option as name=value (of one of several: fastv.layer=3); repeatable"
+    absl_flags.DEFINE_multi_string("option", [], text, flag_values=values)
     text = "a vision-language model: its directory, or 'shipped'; it answers digit-scene questions"
     absl_flags.DEFINE_string("model", "", text, flag_values=values)
     text = "ask these instead, with --model: 'pope', 'gqa', 'textvqa' or 'vqav2', its file and its folder of images"
@@ -28,28 +34,44 @@ def _flags(values: absl_flags.FlagValues) -> None:
 def _run(args, config) -> int:
     from jtok.evaluation.patterns import record_patterns as record
     from jtok.evaluation.sweeps.sweep import facts_of
+    from jtok.methods.reduce import UntrainedWarning
     from jtok.training.record import make_workdir
 
-    keeps = [_number(text) for text in args.keeps]
+    keeps = [_number(text) for text in args.keeps] or [None]
+    options = parse_options(args.option)
     facts_of(args.method)  # an unknown one is found before any model is loaded
     workdir = make_workdir(args.workdir)
-    if args.model or (config is not None and config.get("task") == "answer_questions"):
-        patterns = _of_questions(args, args.model or config.sweep.model, keeps)
-    else:
-        from jtok.evaluation.sweeps.sweep import held_out
-
-        task, params = make_task(config)
-        images = held_out(task, task.config.data.eval_split, args.images)
-        patterns = [record.tower_pattern(task, params, args.method, keep, images) for keep in keeps]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UntrainedWarning)
+        warnings.showwarning = lambda message, *_: print(f"jtok: {message}", file=sys.stderr)
+        patterns = _patterns(args, config, keeps, options)
     record.save_patterns(workdir / "patterns.npz", patterns)
-    for p in patterns:
-        right = "not asked" if p.accuracy is None else f"{p.accuracy:.2%}"
-        print(f"{p.method} {p.keep:g}: accuracy {right}, {len(p.feature)} images, {len(p.sites)} sites")
+    _tell(patterns)
     print(f"wrote {workdir / 'patterns.npz'}")
     return 0
 
 
-def _of_questions(args, name: str, keeps: list[float]) -> list:
+def _patterns(args, config, keeps: list[float | None], options) -> list:
+    """A pattern for every share, of a model that answers questions or of a classifier."""
+    from jtok.evaluation.patterns.record_patterns import tower_pattern
+    from jtok.evaluation.sweeps.sweep import held_out
+
+    if args.model or (config is not None and config.get("task") == "answer_questions"):
+        return _of_questions(args, args.model or config.sweep.model, keeps, options)
+    task, params = make_task(config)
+    images = held_out(task, task.config.data.eval_split, args.images)
+    return [tower_pattern(task, params, args.method, keep, images, options) for keep in keeps]
+
+
+def _tell(patterns: list) -> None:
+    for p in patterns:
+        right = "not asked" if p.accuracy is None else f"{p.accuracy:.2%}"
+        what = f"{p.method}, {p.asked}" if p.asked else p.method
+        left = f", {p.tokens:.1f} tokens an image" if p.sites else ""
+        print(f"{what}: accuracy {right}, {len(p.feature)} images, {len(p.sites)} sites{left}")
+
+
+def _of_questions(args, name: str, keeps: list[float | None], options) -> list:
     from jtok import compile_cache
     from jtok.evaluation.patterns.record_patterns import question_pattern
     from jtok.evaluation.vqa.questions import held_out_questions
@@ -64,7 +86,7 @@ def _of_questions(args, name: str, keeps: list[float]) -> list:
     else:
         held_out = held_out_questions(model, args.images, size=model.config.tower.image)
         batches, count = held_out.batches, len(held_out.kinds)
-    return [question_pattern(model, args.method, keep, batches, count) for keep in keeps]
+    return [question_pattern(model, args.method, keep, batches, count, options) for keep in keeps]
 
 
 def _asked(model, words: list[str], count: int, batch: int = 8) -> list:

@@ -7,12 +7,12 @@ import sys
 from absl import flags as absl_flags
 
 from jtok.commands.evaluate_tokenizer import base_flag
-from jtok.commands.options import make_task, method_flags, parse_options
+from jtok.commands.options import make_task, method_flags, parse_options, tell_if_untrained
 from jtok.flags import Command
 
 
 def _flags(values: absl_flags.FlagValues) -> None:
-    method_flags(values, method="topk", keep=0.3)
+    method_flags(values, method="topk")
     absl_flags.DEFINE_string("image", "", "image file (default: a held-out example)", flag_values=values)
     absl_flags.DEFINE_integer("index", 0, "which held-out example", flag_values=values, lower_bound=0)
     absl_flags.DEFINE_string("reducer", "", "safetensors file of a trained reducer", flag_values=values)
@@ -35,7 +35,8 @@ def _run(args, config) -> int:
     task, params = make_task(config)
     plan = catalogue.make_plan(args.method, task.model.target(), args.keep, **parse_options(args.option))
     if args.reducer:
-        plan = plan.with_params(load_reducer(args.reducer, plan))
+        plan = plan.with_params(load_reducer(args.reducer, plan), trained=True)
+    tell_if_untrained(plan)
     if args.image:
         image, box = read_image(args.image, task.model.image), None
     else:

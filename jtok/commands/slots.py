@@ -1,4 +1,4 @@
-"""What a plan holds beside its sites, as lines of text."""
+"""What a plan holds beside its sites, in words."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ import dataclasses
 from jtok.plan import SLOTS, Plan
 
 
-def slot_lines(plan: Plan) -> list[str]:
-    """One line for each slot that the plan fills, `cache: SmallestKeys(keep=0.5)`; modules by class alone."""
-    return [f"{slot}: {_described(part)}" for slot in SLOTS if (part := getattr(plan, slot)) is not None]
+def slots_of(plan: Plan) -> dict[str, str]:
+    """Slot -> what fills it, `{"cache": "SmallestKeys(keep=0.5)"}`; modules by class alone."""
+    held = {slot: _described(part) for slot in SLOTS if (part := getattr(plan, slot)) is not None}
+    if plan.projector_count is not None:
+        held["projector"] = f"{held.get('projector', 'of the model')}, {plan.projector_count} tokens"
+    if plan.positions is not None:
+        held["positions"] = plan.positions
+    if plan.embed is not None:
+        held["embed"] = "embeddings of the question by another model"
+    training = plan.training
+    trains = {"extra losses": training.objective, "a teacher": training.needs_teacher, "variants": training.variants}
+    if any(trains.values()):
+        held["training"] = ", ".join(name for name, value in trains.items() if value)
+    return held
 
 
 def _described(part: object) -> str:

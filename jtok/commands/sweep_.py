@@ -6,6 +6,7 @@ import sys
 
 from absl import flags as absl_flags
 
+from jtok.commands.options import tell_if_untrained
 from jtok.errors import UserError
 from jtok.flags import Command
 
@@ -32,7 +33,10 @@ def _study(config, workdir: str, command: str):
     if config.get("task") != "rate_distortion":
         from jtok.evaluation.sweeps.study import Study
 
-        return Study(_subject(config), config, workdir, command=command)
+        study = Study(_subject(config), config, workdir, command=command)
+        for plan in study.untrained():
+            tell_if_untrained(plan, "config.sweep.runs")
+        return study
     from jtok import compile_cache
     from jtok.evaluation.sweeps.rate_distortion import RateDistortion
     from jtok.tokenizers.codec import Codec

@@ -48,9 +48,12 @@ def tower_facts(source: Source) -> dict[str, Any]:
 
 
 def plan_facts(plan: Plan, how: Mapping[str, Any], patches: int) -> dict[str, Any]:
-    """how: method, keep and options it was made with."""
+    """how: method, keep and options it was made with. trained: nothing that it learned is random."""
     counts = [{"site": s, "in": before, "out": after} for s, before, after in plan.counts(patches)]
-    return {**how, "parameters": parameters(plan.params()).count, "patches": patches, "counts": counts}
+    learned = {"parameters": parameters(plan.params()).count, "trained": not plan.untrained}
+    return {
+        **how, "asked": plan.asked, "adaptive": plan.adaptive, **learned, "patches": patches, "counts": counts
+    }  # fmt: skip
 
 
 def _cost(source: Source) -> dict[str, Any]:
@@ -85,7 +88,8 @@ def markdown(card: dict[str, Any]) -> str:
     rows = [*card["about"].items(), ("parameters", f"{card['parameters']:,}")]
     if plan:
         own = f"{plan['parameters']:,} parameters of its own"
-        rows.append(("plan", f"{plan['method']}, keep {plan['keep']:g}, {own}"))
+        words = [plan["method"], plan["asked"], own, "" if plan["trained"] else "UNTRAINED: they are random"]
+        rows.append(("plan", ", ".join(filter(None, words))))
     if cost:
         rows.append(("cost of an image", "; ".join(f"{k} {_figure(v)}" for k, v in cost.items() if k != "note")))
     rows += [
@@ -96,7 +100,8 @@ def markdown(card: dict[str, Any]) -> str:
     ]
     lines = ["# Model card", "", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows), ""]
     if plan:
-        lines += ["## Tokens", "", "| site | patch tokens in | out |", "|---|---|---|"]
+        most = ", at most (it depends on the image)" if plan["adaptive"] else ""
+        lines += ["## Tokens", "", f"| site | patch tokens in{most} | out{most} |", "|---|---|---|"]
         lines += [f"| {row['site']} | {row['in']} | {row['out']} |" for row in plan["counts"]]
         lines += [] if plan["counts"] else [f"| (none) | {plan['patches']} | {plan['patches']} |"]
         lines += [""]

@@ -154,7 +154,7 @@ def _differences(a: VLMConfig, b: VLMConfig):
 def question_facts(model: VLM, name: str, source: Path, how: Mapping[str, Any], text: int) -> dict[str, Any]:
     """What the card says of it. how: method, keep and options of its plan."""
     c, target = model.config, model.config.target()
-    whole = dataclasses.replace(model, plan=Plan(), recipe=None)
+    whole = dataclasses.replace(model, plan=Plan())
     programs = [question_program(m, text) for m in (model, whole)]
     with_plan, without = (count(p.apply, *p.arguments(1)).gmacs for p in programs)
     found = open_weights(source)

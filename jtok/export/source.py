@@ -46,7 +46,11 @@ class Source:
 
 
 def read(
-    weights: str, method: str = "none", keep: float = 1.0, options: Mapping[str, Any] | None = None, reducer: str = ""
+    weights: str,
+    method: str = "none",
+    keep: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    reducer: str = "",
 ) -> Source:
     """A tower from a file of jtok, a Hugging Face directory, the directory of a run, or "shipped"; and a plan for it.
 
@@ -63,12 +67,12 @@ def read(
         facts, learned = {"sha256": digests(found.files.values())}, {}
     plan = catalogue.make_plan(method, config.target(), keep, **(options or {}))
     if reducer:
-        plan = plan.with_params(load_reducer(reducer, plan))
+        plan = plan.with_params(load_reducer(reducer, plan), trained=True)
     elif plan.params():
         same = jax.tree.map(lambda a: a.shape, learned) == jax.tree.map(lambda a: a.shape, plan.params())
         if not same:
             raise UserError(f"the method '{method}' is learned: add --reducer=FILE with what it learned.")
-        plan = plan.with_params(learned)
+        plan = plan.with_params(learned, trained=True)
     how = {"method": method, "keep": keep, "options": dict(options or {})}
     return Source(weights, config, params, plan, how, data, {"path": path.name, **facts})
 

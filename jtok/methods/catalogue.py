@@ -49,6 +49,11 @@ def find(name: str) -> Method:
     raise UserError(f"there is no method called '{name}'; {hint}")
 
 
+def takes_share(name: str) -> bool:
+    """Whether `keep` can be asked of a method, or of one of several that are joined by `+`."""
+    return any(find(part).default_keep is not None or "keep" in find(part).options for part in name.split("+"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """What a method does, read off the plans that it makes."""

@@ -53,8 +53,12 @@ def reduce(
 def warn_if_untrained(plan: Plan) -> None:
     """Says so where a plan has learned parameters that are random."""
     if plan.untrained:
-        text = f"{plan.name} is a learned method and its parameters are random: train it, or load them (weights=)."
-        warnings.warn(UntrainedWarning(text), stacklevel=3)
+        warnings.warn(UntrainedWarning(untrained_text(plan, "weights=")), stacklevel=3)
+
+
+def untrained_text(plan: Plan, how: str) -> str:
+    """The sentence that says that a plan is untrained; `how`: what loads parameters."""
+    return f"{plan.name} is a learned method and its parameters are random: train it, or load them ({how})."
 
 
 def _counted(tokens: int, patches: int, any_size: bool) -> int:

@@ -1,8 +1,35 @@
 """The fields a training run reads, with defaults, and the check that they make sense."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
+from ml_collections import config_dict
 
 from jtok.errors import UserError
+
+
+def default_plan_config() -> ml_collections.ConfigDict:
+    """`config.plan`: a method (or several joined by +), the share that it keeps (None: its own) and its options.
+
+    Options of one of several methods are nested: `config.plan.options.fastv.layer`.
+    """
+    options = ml_collections.ConfigDict()
+    return ml_collections.ConfigDict({"method": "none", "keep": config_dict.placeholder(float), "options": options})
+
+
+def plan_options(plan: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The options that `make_plan` takes for `config.plan`."""
+    return flat_options(plan.method, plan.options.to_dict())
+
+
+def flat_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those of one of several methods as `fastv.layer`, since a config's keys hold no points."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        own = name in method.split("+") and isinstance(value, Mapping)
+        flat |= {f"{name}.{option}": v for option, v in value.items()} if own else {name: value}
+    return flat
 
 
 def default_train_config() -> ml_collections.ConfigDict:

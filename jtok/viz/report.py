@@ -76,7 +76,7 @@ def write_report(
 def accuracy_table(records: Sequence[Record]) -> str:
     """Methods down, keep ratios across; the best reducer of every column is bold, the unreduced model stands first."""
     lines = group_lines(records)
-    keeps = sorted({r["keep"] for r in records if r["method"] != "none"}, reverse=True)
+    keeps = sorted({r["keep"] for r in records if r["method"] != "none"}, key=lambda keep: -(keep or 0))
     found = {(name, r.get("keep")): r.get("accuracy") for name, rs in lines.items() for r in rs}
     reducers = [name for name in lines if name != "unreduced"]
     best = {k: max((found[n, k] for n in reducers if found.get((n, k)) is not None), default=None) for k in keeps}
@@ -87,7 +87,7 @@ def accuracy_table(records: Sequence[Record]) -> str:
     for name in reducers:
         cells = [found.get((name, k)) for k in keeps]
         rows.append([Cell(name, kind="text")] + [_percent(a, a == best[k]) for a, k in zip(cells, keeps, strict=True)])
-    heads = ["method", *(f"keep {k:g}" for k in keeps)]
+    heads = ["method", *(_ratio(k) if k is None else f"keep {k:g}" for k in keeps)]
     return table(
         heads, rows, caption="Accuracy in %; the best reducer at each keep ratio is bold. Click a head to sort."
     )
@@ -100,7 +100,7 @@ def cost_table(records: Sequence[Record]) -> str:
         for r in members:
             share = r["gmacs"] / r["gmacs_unreduced"] if r.get("gmacs") and r.get("gmacs_unreduced") else None
             score = f"{r['correct']} / {r['total']}" if None not in (r.get("correct"), r.get("total")) else ""
-            row = [Cell(name, kind="text"), Cell(run_lengths(r.get("tokens_per_block")), kind="text")]
+            row = [Cell(name, kind="text"), Cell(_blocks(r), kind="text")]
             row += [_number(r.get("keep"), "g"), _percent(r.get("accuracy")), Cell(score)]
             row += [_number(r.get("gmacs"), ".3g"), _number(share and 100 * share, ".0f")]
             row += [_number(r.get("tokens_average"), ".1f"), _number(r.get("tokens_end"), "g")]
@@ -115,7 +115,7 @@ def claims_table(claims: Mapping[str, Sequence[Claim]], records: Sequence[Record
     for name, members in group_lines(records).items():
         suffix = name.removeprefix(str(members[0]["method"])).strip()
         points = ", ".join(
-            f"{r['keep']:g}: {100 * r['accuracy']:.1f}" for r in members if r.get("accuracy") is not None
+            f"{_ratio(r['keep'])}: {100 * r['accuracy']:.1f}" for r in members if r.get("accuracy") is not None
         )
         measured.setdefault(str(members[0]["method"]), []).append(f"{suffix} {points}".strip())
     rows = []
@@ -155,6 +155,16 @@ def run_lengths(counts: Sequence[int] | None) -> str:
 
 def _number(value: float | None, form: str) -> Cell:
     return Cell() if value is None else Cell(format(value, form), value)
+
+
+def _blocks(record: Record) -> str:
+    """Tokens after each block: caps, where the number depends on the image."""
+    lengths = run_lengths(record.get("tokens_per_block"))
+    return f"at most {lengths}" if lengths and record.get("adaptive") else lengths
+
+
+def _ratio(keep: float | None) -> str:
+    return "as it is" if keep is None else f"{keep:g}"
 
 
 def _percent(value: float | None, best: bool = False) -> Cell:

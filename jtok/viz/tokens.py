@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from jtok.errors import UserError
+from jtok.sites import LLM_INPUT, Site
 from jtok.viz.paint import draw_box, enlarge, group_sizes, paint_score, paint_tokens, tokens_in_box
 
 INK, FAINT, RIGHT, WRONG = "#1b1b1b", "#5a5a5a", "#117733", "#c0203a"
@@ -114,10 +114,13 @@ def draw_methods(
 
 def short_site(site: str) -> str:
     """A site's name as a caption: `tower.block.3.after_attention` -> `block 3, after attention`."""
-    found = re.fullmatch(r"(?:tower\.block|(llm)\.layer)\.(\d+)\.(\w+)", site)
-    if not found:
+    try:
+        place = Site.parse(site)
+    except UserError:  # a caption that names no site
         return site.replace("_", " ")
-    return f"{'LLM layer' if found[1] else 'block'} {found[2]}, {found[3].replace('_', ' ')}"
+    if place.layer is None or place == LLM_INPUT or place.stage == "cross":
+        return site.replace("_", " ")
+    return f"{'LLM layer' if place.stage == 'llm' else 'block'} {place.layer}, {place.where.replace('_', ' ')}"
 
 
 def _cell(name, outcome: Outcome, image, canvas, box, special):

@@ -14,6 +14,7 @@ from jtok.evaluation.cost.latency import compare, measure
 from jtok.methods import catalogue
 from jtok.models.towers.presets import make_config
 from jtok.models.towers.vit import ViT
+from jtok.plan import Plan
 from jtok.reducer import Reducer
 from jtok.signals import Signals
 from jtok.target import Target
@@ -41,7 +42,7 @@ def inputs(reducer: Reducer, target: Target, batch: int, seed: int = 0) -> tuple
 
 
 def bench_reducers(
-    methods: Sequence[str], sides: Sequence[int], widths: Sequence[int], batches: Sequence[int], keep: float
+    methods: Sequence[str], sides: Sequence[int], widths: Sequence[int], batches: Sequence[int], keep: float | None
 ) -> list[dict[str, Any]]:
     """Milliseconds of each method's first reducer: N = side^2 + 1 tokens of `width` features, median and p10-p90.
 
@@ -52,7 +53,8 @@ def bench_reducers(
         for side in sides:
             for width in widths:
                 target = Target(12, (side, side), width, width // HEAD, 1, 1000)
-                sites = catalogue.make_plan(method, target, keep).sites
+                plan = catalogue.make_plan(method, target, keep if catalogue.takes_share(method) else None)
+                sites = plan.sites
                 if not sites:
                     continue
                 site, reducer = next(iter(sites.items()))
@@ -60,8 +62,9 @@ def bench_reducers(
                     tokens, s = inputs(reducer, target, batch)
                     run = jax.jit(lambda t, s, r=reducer: _kept(r(t, s, {})[0]))
                     time = measure(run, tokens, s, repeats=10, min_seconds=0.2)
-                    row = {"method": method, "site": site, "tokens": tokens.count, "width": width, "batch": batch}
-                    row |= {"patches_out": reducer.count(target.patches)}
+                    row = {"method": method, "site": str(site), "tokens": tokens.count, "width": width, "batch": batch}
+                    row |= {"patches_out": reducer.count(target.patches), "adaptive": plan.adaptive}
+                    row |= {"asked": plan.asked}
                     rows.append(row | {f"{q}_ms": 1e3 * getattr(time, q) for q in ("median", "p10", "p90")})
     return rows
 
@@ -71,8 +74,15 @@ def _kept(tokens: Tokens):
     return tokens.x, tokens.size
 
 
+def _of(plan: Plan, target: Target) -> dict[str, Any]:
+    """What was asked of a plan, and the patches that it leaves: a cap where the number depends on the image."""
+    counts = plan.counts(target.patches)
+    left = counts[-1][2] if counts else target.patches
+    return {"asked": plan.asked, "adaptive": plan.adaptive, "trained": not plan.untrained, "cap": left}
+
+
 def bench_model(
-    preset: str, method: str, keep: float, options: dict[str, Any], batch: int, image: int | None = None
+    preset: str, method: str, keep: float | None, options: dict[str, Any], batch: int, image: int | None = None
 ) -> dict[str, Any]:
     """Speed-up of a tower by a plan, in alternating runs, and its share of the ideal that follows from MACs."""
     config = make_config(preset)
@@ -95,6 +105,7 @@ def bench_model(
     ideal = macs["unreduced"] / macs[method]
     return {
         "model": preset, "image": side, "batch": batch, "method": method, "keep": keep, "options": options,
+        **_of(plans[method], config.target(image)),
         "platform": jax.default_backend(), "devices": jax.local_device_count(), "gmacs": macs,
         "ms": {name: {q: 1e3 * getattr(t, q) for q in ("median", "p10", "p90")} for name, t in timed.latencies.items()},
         "speedup": 1 / ratio.ratio, "speedup_low": 1 / ratio.high, "speedup_high": 1 / ratio.low,

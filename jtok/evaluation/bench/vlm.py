@@ -22,6 +22,7 @@ from jtok.errors import UserError
 from jtok.evaluation.cost.flops import FlopCount, count
 from jtok.evaluation.cost.latency import Comparison, compare
 from jtok.evaluation.cost.memory import parameters
+from jtok.methods.catalogue import takes_share
 from jtok.methods.reduce import reduce
 from jtok.models.decoder.append import Caches
 from jtok.models.decoder.generate import State
@@ -55,7 +56,7 @@ def bench_vlm(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """One row for the unreduced model and one for each method. Raises UserError for fields that do not fit."""
     full, inputs = _model_and_inputs(config)
     methods = [UNREDUCED, *(name for name in config.methods if name != UNREDUCED)]
-    models = {name: full if name == UNREDUCED else reduce(full, name, tokens=config.tokens) for name in methods}
+    models = {name: full if name == UNREDUCED else _reduced(full, name, config) for name in methods}
     keys = jax.random.split(jax.random.key(config.seed), config.batch)
     repeats = {"repeats": config.repeats, "min_seconds": config.seconds}
 
@@ -71,7 +72,9 @@ def bench_vlm(config: ml_collections.ConfigDict) -> dict[str, Any]:
     whole = costs[UNREDUCED].flops
     rows = []
     for name in methods:
-        row = {"method": name, "visual_tokens": _visual(models[name])} | _times("ttft", first, name, 1)
+        plan = models[name].plan
+        row = {"method": name, "asked": plan.asked, "visual_tokens": _visual(models[name])}
+        row |= {"adaptive": plan.adaptive, "trained": not plan.untrained} | _times("ttft", first, name, 1)
         row |= _times("tpot", each, name, config.answer)
         row |= {"prefill_gflops": costs[name].gflops, "tower_gflops": _part(costs[name], "tower") / 1e9}
         row |= {"kv_bytes": caches[name], "kv_share": caches[name] / caches[UNREDUCED]}
@@ -80,6 +83,11 @@ def bench_vlm(config: ml_collections.ConfigDict) -> dict[str, Any]:
     facts = {"platform": jax.default_backend(), "device": jax.devices()[0].device_kind}
     sizes = dataclasses.asdict(parameters(full.params))
     return {"config": config.to_dict(), **facts, "parameters": sizes, "prompt": _prompt(inputs), "rows": rows}
+
+
+def _reduced(model: VLM, name: str, config: ml_collections.ConfigDict) -> VLM:
+    """The model with a method; those that keep no share are not asked for a number of tokens."""
+    return reduce(model, name, **({"tokens": config.tokens} if takes_share(name) else {}))
 
 
 def synthetic(config: VLMConfig, batch: int, text: int, seed: int = 0) -> Any:
@@ -138,7 +146,7 @@ def _model_and_inputs(config: ml_collections.ConfigDict) -> tuple[VLM, Any]:
         raise UserError(f"a prompt of {config.text} tokens of text is too short: give at least 2.")
     shape = make_vlm_config(config.model, dtype=config.dtype)
     for name in config.methods:  # before the parameters, which may take long
-        reduce(VLM(shape, {}), name, tokens=config.tokens)
+        _reduced(VLM(shape, {}), name, config)
     inputs = synthetic(shape, config.batch, config.text, config.seed)
     return VLM(shape, random_params(shape, config.seed)), jax.device_put(inputs)
 
@@ -156,8 +164,8 @@ def _part(cost: FlopCount, prefix: str) -> int:
 
 
 def _visual(model: VLM) -> int:
-    """Visual tokens of a crop that the decoder's last layer sees."""
-    counts = model.plan.counts(model.config.target().patches)
+    """Visual tokens of a crop that the decoder's last layer sees; a cap where the number depends on the image."""
+    counts = dataclasses.replace(model.plan, cache=None).counts(model.config.target().patches)
     return counts[-1][2] if counts else model.config.target().patches
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from jtok.errors import UserError
 from jtok.evaluation.sweeps.sweep import Cell
 from jtok.plan import Plan
+from jtok.sites import Site
 from jtok.training.tasks.classify import Classify, example_keys
 from jtok.viz.tokens import Outcome, draw_methods, draw_stages
 
@@ -54,9 +55,10 @@ def show_stages(
     target = task.model.target()
     grid = plan.grid or target.grid
     seen = _seen(image, plan, task.model.patch)
-    chosen = {site: stages[site] for site in few(list(plan.sites))}  # jit returns the stages sorted by name
+    chosen = {str(site): stages[str(site)] for site in few(list(plan.sites))}  # jit returns the stages sorted by name
     rows = [(site, s.owner[0], None if s.score is None else s.score[0]) for site, s in chosen.items()]
-    said = f"{plan.name}: the model reads class {int(prediction[0])}"
+    asked = f" ({plan.asked})" if plan.asked else ""
+    said = f"{plan.name}{asked}: the model reads class {int(prediction[0])}"
     return draw_stages(seen, rows, grid, special=target.special, box=box, title=said), said
 
 
@@ -72,7 +74,7 @@ def compare_methods(
     boxes = [e["box"] for e in examples] if all("box" in e for e in examples) else None
     labels = [str(e["label"]) for e in examples]
     target, sheets = task.model.target(), []
-    for keep in sorted({cell.keep for cell in cells}, reverse=True):
+    for keep in sorted({cell.keep for cell in cells}, key=lambda keep: -(keep or 0)):
         rows: list[dict[str, Outcome]] = [{} for _ in examples]
         for cell in (c for c in cells if c.keep == keep):
             plan = catalogue.make_plan(cell.method, target, keep, **cell.options)
@@ -83,7 +85,8 @@ def compare_methods(
                 right = str(prediction) == label
                 row[cell.method] = Outcome(owner, plan.grid or target.grid, str(prediction), right, seen)
         sheet = draw_methods(list(zip(batch, rows, strict=True)), special=target.special, boxes=boxes, labels=labels)
-        sheets.append((f"what is left of held-out images at keep {keep:g}", sheet))
+        asked = "" if keep is None else f" at keep {keep:g}"
+        sheets.append((f"what is left of held-out images{asked}", sheet))
     return sheets
 
 
@@ -94,7 +97,7 @@ def picture_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def few(sites: list[str], most: int = 4) -> list[str]:
+def few(sites: list[Site], most: int = 4) -> list[Site]:
     """At most `most` of the sites, evenly spread, the last among them."""
     if len(sites) <= most:
         return sites

@@ -38,11 +38,11 @@ def _stages(model: Any, reading: Any) -> list[Stage]:
     """(site, owners, scores) in the order of the plan; an owner is -1 where no token of the image holds a patch."""
     special = model.config.target().special
     found: list[Stage] = []
-    for site in few([site for site in model.plan.sites if site in reading.stages]):
-        stage = reading.stages[site]
+    for site in few([site for site in model.plan.sites if str(site) in reading.stages]):
+        stage = reading.stages[str(site)]
         owner = np.asarray(stage.owner)
-        owner = np.where(owner >= special, owner, -1) if site.startswith("tower.") else owner
-        found.append((site, owner, None if stage.score is None else np.asarray(stage.score)))
+        owner = np.where(owner >= special, owner, -1) if site.stage == "tower" else owner
+        found.append((str(site), owner, None if stage.score is None else np.asarray(stage.score)))
     visual = getattr(reading.sequence, "visual", None)
     if visual is not None and (model.plan.projector is not None or not found):
         owner, live = np.asarray(visual.owner), np.asarray(visual.mask())

@@ -26,6 +26,7 @@ from jtok.evaluation.patterns.token_patterns import (
     kept,
     radial_pattern,
 )
+from jtok.sites import Site
 
 Row = dict[str, Any]
 NORMS = ("l1", "l2", "max")
@@ -33,7 +34,7 @@ NORMS = ("l1", "l2", "max")
 
 def keeps_of(patterns: Sequence[Pattern]) -> list[float]:
     """Keep ratios at which something was reduced, largest first."""
-    return sorted({p.keep for p in patterns if p.sites}, reverse=True)
+    return sorted({p.keep for p in patterns if p.sites and p.keep is not None}, reverse=True)
 
 
 def at(patterns: Sequence[Pattern], keep: float, merges: bool | None = None) -> list[Pattern]:
@@ -63,8 +64,14 @@ def accuracy_rows(patterns: Sequence[Pattern]) -> list[Row]:
     for p in patterns:
         kind = ("merge maps" if p.merges else "kept sets") if p.sites else None
         row = rows.setdefault(p.method, {"method": p.method, "compared by": kind})
-        row[f"{p.keep:g}" if p.sites else "whole"] = None if p.accuracy is None else 100 * p.accuracy
+        row[_column(p)] = None if p.accuracy is None else 100 * p.accuracy
     return list(rows.values())
+
+
+def _column(p: Pattern) -> str:
+    if not p.sites:
+        return "whole"
+    return "as it is" if p.keep is None else f"{p.keep:g}"
 
 
 def matrix_rows(patterns: Sequence[Pattern], measure: Callable[[Pattern, Pattern], float]) -> list[Row]:
@@ -78,7 +85,7 @@ def ratio_rows(patterns: Sequence[Pattern]) -> list[Row]:
     """How much of what a method keeps at a lower ratio it keeps at a higher one (intersection over area)."""
     rows = []
     for method in dict.fromkeys(p.method for p in patterns if p.sites and not p.merges):
-        own = sorted((p for p in patterns if p.method == method), key=lambda p: -p.keep)
+        own = sorted((p for p in patterns if p.method == method and p.keep is not None), key=lambda p: -p.keep)
         row: Row = {"method": method}
         for high, low in itertools.combinations(own, 2):
             share = intersection_over_area(kept(high.owner[-1]), kept(low.owner[-1]))
@@ -103,13 +110,17 @@ def radial_rows(patterns: Sequence[Pattern], keep: float) -> list[Row]:
 
 def mean_depths(p: Pattern) -> Float[np.ndarray, "H W"]:
     """Mean over images of the tower's block in which each patch is left out; for what stays, how many there are."""
-    blocks = [int(site.split(".block.")[1].split(".")[0]) for site in p.sites]
+    blocks = [Site.parse(site).layer for site in p.sites]
     return depth_map([kept(owner) for owner in p.owner], blocks, p.depth).mean(0).reshape(p.grid)
+
+
+def _in_tower(site: Site) -> bool:
+    return site.stage == "tower" and site.layer is not None
 
 
 def depth_rows(patterns: Sequence[Pattern], keep: float) -> list[Row]:
     """Mean depth maps of every two methods that keep sets in the tower, compared."""
-    chosen = [p for p in at(patterns, keep, merges=False) if all(".block." in site for site in p.sites)]
+    chosen = [p for p in at(patterns, keep, merges=False) if all(_in_tower(Site.parse(site)) for site in p.sites)]
     maps = {p.method: mean_depths(p) for p in chosen}
     return [{"maps": f"{a}, {b}"} | compare_maps(maps[a], maps[b]) for a, b in itertools.combinations(maps, 2)]
 

@@ -20,6 +20,7 @@ from jtok.errors import UserError
 from jtok.evaluation.sweeps.sweep import facts_of
 from jtok.evaluation.vqa.questions import answers_right
 from jtok.methods import catalogue
+from jtok.methods.reduce import warn_if_untrained
 from jtok.models.vlm.model import VLM
 from jtok.plan import Plan
 from jtok.target import Target
@@ -40,13 +41,15 @@ class Pattern:
 
     method: str
     family: str
-    keep: float
+    keep: float | None
     sites: tuple[str, ...]
     grid: tuple[int, int]
     depth: int  # blocks of the tower
     owner: Int[np.ndarray, "S B N"]
     feature: Float[np.ndarray, "B D"]
     right: Bool[np.ndarray, " B"] | None  # None: it was not asked what has a right answer
+    asked: str = ""  # what was asked of the method, in words
+    tokens: float = 0.0  # patch (or visual) tokens left at the end, mean over images
 
     @property
     def merges(self) -> bool:
@@ -62,38 +65,53 @@ def tower_pattern(
     task: Classify,
     params: Mapping[str, Any],
     method: str,
-    keep: float,
+    keep: float | None,
     images: Mapping[str, np.ndarray],
+    options: Mapping[str, Any] | None = None,
     batch: int = 8,
 ) -> Pattern:
     """A classifier's pattern on images {"image" [B,H,W,3], "label" [B]}. Raises UserError for a plan that resizes."""
     target = task.model.target()
-    plan = _whole_grid(catalogue.make_plan(method, target, keep))
+    plan = _whole_grid(catalogue.make_plan(method, target, keep, **(options or {})))
+    warn_if_untrained(plan)
 
     @jax.jit
     def read(params, images):
         out = task.apply({"model": params}, images, plan, key=example_keys({"image": images}))
         x = out.tokens.x.astype(jnp.float32)
         feature = x[:, 0] if target.has_class else x.mean(1)
-        return {s: stage.owner for s, stage in out.stages.items()}, feature, out.logits.argmax(-1)
+        return (
+            {s: stage.owner for s, stage in out.stages.items()},
+            feature,
+            out.logits.argmax(-1),
+            out.tokens.split()[1].mask(),
+        )
 
     parts = []
     count = len(images["label"])
     for start in range(0, count, batch):
         rows = np.minimum(np.arange(start, start + batch), count - 1)
-        owners, feature, said = jax.device_get(read(params["model"], jnp.asarray(images["image"][rows])))
-        parts.append((owners, feature, said == images["label"][rows]))
+        owners, feature, said, live = jax.device_get(read(params["model"], jnp.asarray(images["image"][rows])))
+        parts.append((owners, feature, said == images["label"][rows], live.sum(1)))
     return _joined(plan, method, keep, target, parts, count)
 
 
-def question_pattern(model: VLM, method: str, keep: float, batches: Iterable[Mapping[str, Any]], count: int) -> Pattern:
+def question_pattern(
+    model: VLM,
+    method: str,
+    keep: float | None,
+    batches: Iterable[Mapping[str, Any]],
+    count: int,
+    options: Mapping[str, Any] | None = None,
+) -> Pattern:
     """A vision-language model's pattern on `count` prompts.
 
     batches: as in `questions.Questions`, or without "answer", where nothing is right or wrong. Raises UserError for a
     plan that resizes the image.
     """
     target = model.config.target()
-    plan = model.config.fit(_whole_grid(catalogue.make_plan(method, target, keep)))
+    plan = model.config.fit(_whole_grid(catalogue.make_plan(method, target, keep, **(options or {}))))
+    warn_if_untrained(plan)
     model.config.check(plan)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: model.config.network(nnx.Rngs(0))))
 
@@ -104,7 +122,7 @@ def question_pattern(model: VLM, method: str, keep: float, batches: Iterable[Map
         last = jnp.take_along_axis(reading.sequence.x, reading.sequence.last[:, None, None], 1)[:, 0]
         owners = {s: stage.owner for s, stage in reading.stages.items()}
         right = None if answer is None else answers_right(network, reading, answer)
-        return owners, last.astype(jnp.float32), right
+        return owners, last.astype(jnp.float32), right, reading.sequence.visual.mask().sum(1)
 
     parts = [jax.device_get(read(model.params, b["inputs"], b["key"], b.get("answer"))) for b in batches]
     return _joined(plan, method, keep, target, parts, count)
@@ -116,9 +134,10 @@ def _whole_grid(plan: Plan) -> Plan:
     return plan
 
 
-def _joined(plan: Plan, method: str, keep: float, target: Target, parts: list, count: int) -> Pattern:
+def _joined(plan: Plan, method: str, keep: float | None, target: Target, parts: list, count: int) -> Pattern:
     """Batches one behind another, without what fills up the last."""
-    sites = tuple(site for site in plan.sites if site in parts[0][0])  # jit gives them sorted by name
+    # jit gives them sorted by name
+    sites = tuple(site for site in map(str, plan.sites) if site in parts[0][0])
 
     def rows(batches: list) -> np.ndarray:
         return np.concatenate(batches)[:count]
@@ -129,7 +148,9 @@ def _joined(plan: Plan, method: str, keep: float, target: Target, parts: list, c
     family = facts_of(method)["family"]
     feature = rows([part[1] for part in parts])
     right = None if parts[0][2] is None else rows([part[2] for part in parts])
-    return Pattern(method, family, keep, sites, target.grid, target.depth, stacked, feature, right)
+    tokens = float(rows([part[3] for part in parts]).mean())
+    grid = target.grid
+    return Pattern(method, family, keep, sites, grid, target.depth, stacked, feature, right, plan.asked, tokens)
 
 
 def save_patterns(path: str | os.PathLike, patterns: Sequence[Pattern]) -> None:
@@ -137,7 +158,7 @@ def save_patterns(path: str | os.PathLike, patterns: Sequence[Pattern]) -> None:
     arrays: dict[str, np.ndarray] = {}
     for i, p in enumerate(patterns):
         arrays |= {f"{i}.{name}": a for name in _ARRAYS if (a := getattr(p, name)) is not None}
-    fields = ("method", "family", "keep", "sites", "grid", "depth")
+    fields = ("method", "family", "keep", "sites", "grid", "depth", "asked", "tokens")
     stated = [{name: getattr(p, name) for name in fields} for p in patterns]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, stated=json.dumps(stated), **arrays)

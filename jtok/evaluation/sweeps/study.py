@@ -22,6 +22,7 @@ from jtok.methods import catalogue
 from jtok.models.towers.load import load_params
 from jtok.plan import Plan
 from jtok.target import Target
+from jtok.training.config import flat_options
 from jtok.training.record import git_commit, make_workdir, versions
 from jtok.training.tasks.classify import Classify
 from jtok.training.weights import load_reducer
@@ -78,16 +79,25 @@ class Study:
             time = record[f"latency_ms_b{s.batch}"]["median"]
             mark = " (trained)" if record["trained"] else ""
             say(
-                f"{len(records)}/{len(self.cells) + 1}  {record['method']}{mark} at {record['keep']:g}: "
+                f"{len(records)}/{len(self.cells) + 1}  {record['method']}{mark}{_asked(record)}: "
                 f"{record['accuracy']:.1%}, {record['gmacs'] * 1e3:.1f} MMACs, {time:.1f} ms a batch of {s.batch}"
             )
 
         single = [round(k, 6) for k in s.single_keeps]
         self.records = sweep(
-            self.subject.measure, self.cells, single=lambda cell: round(cell.keep, 6) in single, progress=done
+            self.subject.measure,
+            self.cells,
+            single=lambda cell: cell.keep is None or round(cell.keep, 6) in single,
+            progress=done,
         )
         write_csv(self.workdir / "records.csv", [_flat(r) for r in self.records])
         return self.records
+
+    def untrained(self) -> list[Plan]:
+        """A plan of every method that is measured with random parameters, as no run trained it."""
+        target, cells = self.subject.target, [cell for cell in self.cells if cell.params is None]
+        plans = {c.method: catalogue.make_plan(c.method, target, c.keep, **c.options) for c in cells}
+        return [plan for plan in plans.values() if plan.untrained]
 
     def tables(self) -> list[Table]:
         """Accuracy of every method at every ratio, as a rich table, and what the subject adds."""
@@ -97,7 +107,7 @@ class Study:
             row = rows.setdefault(r["method"], {"method": r["method"]})
             row["trained"] = "yes" if r["trained"] else row.get("trained", "")
             for keep in [r["keep"]] if r["method"] != "none" else keeps:
-                row[f"{keep:g}"] = f"{r['accuracy']:.1%}"
+                row["as it is" if keep is None else f"{keep:g}"] = f"{r['accuracy']:.1%}"
         title = "accuracy on held-out images by share of patches left at the end"
         return [make_table(list(rows.values()), title=title), *self.subject.tables(self.records)]
 
@@ -117,7 +127,7 @@ class Study:
                 write_whole(path, picture_bytes(picture))
             else:
                 save_figure(path, picture)
-        claims = {r["method"]: catalogue.find(r["method"]).claims for r in self.records if r["method"] != "none"}
+        claims = {name: catalogue.find(name).claims for name in _single(self.records)}
         commit = git_commit()
         path = self.workdir / "report.html"
         write_report(
@@ -170,7 +180,7 @@ class SceneReader:
     def pictures(self, records: Sequence[Record], cells: Sequence[Cell]) -> list[tuple[str, Any]]:
         from jtok.evaluation.figures.gallery import compare_methods
 
-        drawn = [cell for cell in cells if cell.keep in list(self.config.sweep.picture_keeps)]
+        drawn = [cell for cell in cells if cell.keep is None or cell.keep in self.config.sweep.picture_keeps]
         split = self.config.data.eval_split
         return compare_methods(self.task, self.params, drawn, self.config.sweep.pictures, split)
 
@@ -178,27 +188,39 @@ class SceneReader:
 def make_cells(subject: Subject, s: ConfigDict) -> list[Cell]:
     """Every method at every ratio. Raises UserError for unknown methods, bad ratios, missing or misfit runs."""
     for method in s.methods:
-        catalogue.find(method)
+        for part in method.split("+"):
+            catalogue.find(part)
     for name, run in s.runs.items():
         if run and name not in s.methods:
             raise UserError(f"sweep.runs names '{name}', which is not among sweep.methods.")
     cells = []
     for method in s.methods:
-        options = dict(s.get("options", {}).get(method, {}))
-        for keep in s.keeps:
+        options = flat_options(method, dict(s.get("options", {}).get(method, {})))
+        said = any(name.rpartition(".")[2] in catalogue.AMOUNTS for name in options)
+        for keep in s.keeps if catalogue.takes_share(method) and not said else (None,):
             plan = catalogue.make_plan(method, subject.target, keep, **options)
             cells.append(Cell(method, keep, options, _trained(subject, plan, s.runs.get(method, ""), keep)))
     return cells
 
 
-def _trained(subject: Subject, plan: Plan, run: str, keep: float) -> dict[str, Any] | None:
+def _trained(subject: Subject, plan: Plan, run: str, keep: float | None) -> dict[str, Any] | None:
     """What the run in directory `run` trained; None without one, or if it was made for another ratio only."""
     if not run:
         return None
-    directory = Path(run.format(keep=f"{keep:g}"))
+    directory = Path(run if keep is None else run.format(keep=f"{keep:g}"))
     if "{keep}" in run and not directory.is_dir():
         return None
     return subject.trained(plan, directory)
+
+
+def _asked(record: Record) -> str:
+    asked = f" at {record['asked']}" if record["asked"] else ""
+    return f"{asked} ({record['tokens']:.1f} tokens, at most {record['cap']})" if record["adaptive"] else asked
+
+
+def _single(records: Sequence[Record]) -> list[str]:
+    """Methods of the catalogue among records, without those that are joined."""
+    return [name for name in dict.fromkeys(r["method"] for r in records) if name != "none" and "+" not in name]
 
 
 def _file_name(caption: str) -> str:

@@ -21,6 +21,7 @@ from jtok.evaluation.cost.latency import measure
 from jtok.methods import catalogue
 from jtok.models.towers.vit import ViTConfig
 from jtok.plan import Plan
+from jtok.sites import Site
 from jtok.training.tasks.classify import Classify, example_keys
 
 Record = dict[str, Any]
@@ -28,10 +29,13 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One point of a sweep: a method at a keep ratio; `params` {"model", "plan"} are those of a run that trained it."""
+    """One point of a sweep: a method (or several joined by +) and what is asked of it.
+
+    params: {"model", "plan"} of a run that trained it.
+    """
 
     method: str
-    keep: float | None  # None: as the method's options say
+    keep: float | None = None  # None: nothing was asked, or one of the options says how much
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     params: Mapping[str, Any] | None = None
 
@@ -46,14 +50,14 @@ def held_out(task: Classify, split: str, images: int) -> dict[str, np.ndarray]:
 def tokens_per_block(plan: Plan, config: ViTConfig) -> list[int]:
     """Patch tokens that leave each block's MLP, known before anything is traced."""
     patches, counts = config.target().patches, []
-    if plan.grid is not None:
-        patches = plan.grid[0] * plan.grid[1]
+    if plan.inputs is not None:
+        patches = plan.inputs.count(patches)
     for i in range(config.depth):
         for where in ("input", "after_attention"):
-            reducer = plan.at(f"tower.block.{i}.{where}")
+            reducer = plan.at(Site("tower", i, where))
             patches = patches if reducer is None else reducer.count(patches)
         counts.append(patches)
-        reducer = plan.at(f"tower.block.{i}.output")
+        reducer = plan.at(Site("tower", i))
         patches = patches if reducer is None else reducer.count(patches)
     return counts
 
@@ -70,22 +74,23 @@ def run_cell(
     """Measures one cell: accuracy, cost, latency at `batch` (from the accuracy pass) and, with `single`, at batch 1."""
     plan = catalogue.make_plan(cell.method, task.model.target(), cell.keep, **cell.options)
     if cell.params is not None:
-        plan, params = plan.with_params(cell.params["plan"]), cell.params
+        plan, params = plan.with_params(cell.params["plan"], trained=True), cell.params
 
     @jax.jit
     def predict(params, batch):
-        return task.apply(params, batch["image"], plan, key=example_keys(batch)).logits.argmax(-1)
+        out = task.apply(params, batch["image"], plan, key=example_keys(batch))
+        return out.logits.argmax(-1), out.tokens.mask()[:, out.tokens.special :].sum(1)
 
     params = {"model": params["model"]}
     first = {name: jnp.asarray(a[np.arange(batch) % len(a)]) for name, a in images.items()}
     traced = predict.trace(params, first)  # traced once, counted and compiled
     compiled = traced.lower().compile()
-    correct, times = _accuracy(lambda b: compiled(params, b), images, batch)
+    correct, left, times = _accuracy(lambda b: compiled(params, b), images, batch)
     blocks = tokens_per_block(plan, task.model)
     record = {
         "method": cell.method,
         **facts_of(cell.method),
-        "keep": cell.keep,
+        **asked_of(cell, plan),
         "trained": cell.params is not None,
         "accuracy": float(correct.mean()),
         "correct": int(correct.sum()),
@@ -93,7 +98,9 @@ def run_cell(
         "gmacs": count_jaxpr(traced.jaxpr).gmacs / batch,
         "tokens_per_block": blocks,
         "tokens_average": float(np.mean(blocks)),
-        "tokens_end": _tokens_end(plan, task.model),
+        "tokens_end": float(left.mean()) if plan.adaptive else _cap(plan, task.model),
+        "tokens": float(left.mean()),
+        "cap": _cap(plan, task.model),
         f"latency_ms_b{batch}": percentiles(times),
         f"throughput_b{batch}": batch / float(np.median(times)),
     }
@@ -104,13 +111,19 @@ def run_cell(
     return record
 
 
+def asked_of(cell: Cell, plan: Plan) -> Record:
+    """What was asked of a method, for its record; adaptive: how many tokens are left depends on the image."""
+    return {"keep": cell.keep, "asked": plan.asked, "options": dict(cell.options), "adaptive": plan.adaptive}
+
+
 def facts_of(method: str) -> dict[str, str]:
-    """What the catalogue says of a method, for its records."""
+    """What the catalogue says of a method, for its records; of several joined by `+`, what it says of each."""
     facts = {"title": "Unreduced model", "paper": "", "family": "none", "training": "none", "idea": ""}
     if method == "none":
         return facts
-    entry = catalogue.find(method)
-    return {name: getattr(entry, name) for name in facts}
+    entries = [catalogue.find(part) for part in method.split("+")]
+    said = {name: " + ".join(dict.fromkeys(getattr(entry, name) for entry in entries)) for name in facts}
+    return said | {"training": max((e.training for e in entries), key=("none", "optional", "required").index)}
 
 
 def sweep(
@@ -125,7 +138,7 @@ def sweep(
     measure_cell: `(cell, single) -> record`, where `single` says whether batch 1 is timed too.
     """
     records = []
-    for cell in [Cell("none", 1.0), *cells]:
+    for cell in [Cell("none"), *cells]:
         record = measure_cell(cell, cell.method == "none" or single(cell))
         record["gmacs_unreduced"] = records[0]["gmacs"] if records else record["gmacs"]
         records.append(record)
@@ -133,23 +146,25 @@ def sweep(
     return records
 
 
-def _tokens_end(plan: Plan, config: ViTConfig) -> int:
+def _cap(plan: Plan, config: ViTConfig) -> int:
     counts = plan.counts(config.target().patches)
     return counts[-1][2] if counts else config.target().patches
 
 
-def _accuracy(predict, images: Mapping[str, np.ndarray], batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """(correct [n] bool, seconds per call). The last part is filled up by repeating its first image."""
+def _accuracy(predict, images: Mapping[str, np.ndarray], batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(correct [n] bool, patch tokens left [n], seconds per call). The last part is filled up with its first image."""
     n = len(images["label"])
-    correct, times = [], []
+    correct, left, times = [], [], []
     for start in range(0, n, batch):
         rows = np.arange(start, start + batch)
         rows = np.where(rows < n, rows, start)
         part = jax.block_until_ready({name: jnp.asarray(a[rows]) for name, a in images.items()})
-        found, seconds = timed(lambda part=part: predict(part), warm_up=not times)
+        (said, count), seconds = timed(lambda part=part: predict(part), warm_up=not times)
         times.append(seconds)
-        correct.append((np.asarray(found) == images["label"][rows])[: min(batch, n - start)])
-    return np.concatenate(correct), np.array(times)
+        real = slice(min(batch, n - start))
+        correct.append((np.asarray(said) == images["label"][rows])[real])
+        left.append(np.asarray(count)[real])
+    return np.concatenate(correct), np.concatenate(left), np.array(times)
 
 
 def timed(call: Callable[[], Any], *, warm_up: bool) -> tuple[Any, float]:

@@ -21,7 +21,7 @@ from jtok.data.questions import KINDS, chance_levels, digit_questions
 from jtok.errors import UserError
 from jtok.evaluation.cost.flops import count_jaxpr
 from jtok.evaluation.cost.latency import measure
-from jtok.evaluation.sweeps.sweep import Cell, Record, facts_of, percentiles, timed
+from jtok.evaluation.sweeps.sweep import Cell, Record, asked_of, facts_of, percentiles, timed
 from jtok.methods import catalogue
 from jtok.models.decoder.append import append
 from jtok.models.vlm.model import VLM
@@ -88,13 +88,14 @@ def run_cell(model: VLM, cell: Cell, questions: Questions, *, single: bool = Tru
     model.config.check(plan)
     params = model.params
     if cell.params is not None:
-        plan, params = plan.with_params(cell.params["plan"]), cell.params["model"]
+        plan, params = plan.with_params(cell.params["plan"], trained=True), cell.params["model"]
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: model.config.network(nnx.Rngs(0))))
 
     @jax.jit
     def judge(params, inputs, key, answer):
         network = nnx.merge(graphdef, nnx.State(params))
-        return answers_right(network, network(inputs, plan, 1, key), answer)
+        reading = network(inputs, plan, 1, key)
+        return answers_right(network, reading, answer), reading.sequence.visual.mask().sum(1)
 
     @jax.jit
     def read(params, inputs, key):
@@ -103,17 +104,18 @@ def run_cell(model: VLM, cell: Cell, questions: Questions, *, single: bool = Tru
     first = questions.batches[0]
     batch = len(first["real"])
     compiled = judge.trace(params, first["inputs"], first["key"], first["answer"]).lower().compile()
-    right, times = [], []
+    right, left, times = [], [], []
     for i, b in enumerate(questions.batches):
-        found, seconds = timed(lambda b=b: compiled(params, b["inputs"], b["key"], b["answer"]), warm_up=i == 0)
-        right.append(np.asarray(found)[b["real"]])
+        (hits, count), seconds = timed(lambda b=b: compiled(params, b["inputs"], b["key"], b["answer"]), warm_up=i == 0)
+        right.append(np.asarray(hits)[b["real"]])
+        left.append(np.asarray(count)[b["real"]])
         times.append(seconds)
-    right = np.concatenate(right)
+    right, tokens = np.concatenate(right), float(np.concatenate(left).mean())
     layers = visual_tokens(plan, model.config)
     return {
         "method": cell.method,
         **facts_of(cell.method),
-        "keep": cell.keep,
+        **asked_of(cell, plan),
         "trained": cell.params is not None,
         "accuracy": float(right.mean()),
         "correct": int(right.sum()),
@@ -123,7 +125,9 @@ def run_cell(model: VLM, cell: Cell, questions: Questions, *, single: bool = Tru
         "gmacs": count_jaxpr(read.trace(params, first["inputs"], first["key"]).jaxpr).gmacs / batch,
         "tokens_per_block": layers,
         "tokens_average": float(np.mean(layers)),
-        "tokens_end": layers[-1],
+        "tokens_end": tokens if plan.adaptive else layers[-1],
+        "tokens": tokens,
+        "cap": layers[-1],
         f"latency_ms_b{batch}": percentiles(np.array(times)),
         f"throughput_b{batch}": batch / float(np.median(times)),
         **(_alone(read, params, first) if single else {}),
@@ -141,17 +145,15 @@ def visual_tokens(plan: Plan, config: VLMConfig) -> list[int]:
     """Visual tokens that every layer of the decoder attends with, known before anything is traced."""
     depth, patches = config.language.depth, config.target().patches
     layers = [patches] * depth
-    for name, _, left in plan.counts(patches):
+    for name, _, left in dataclasses.replace(plan, cache=None).counts(patches):
         start = _first_layer(name)
         layers[start:] = [int(left)] * (depth - start)
     return layers
 
 
 def _first_layer(name: str) -> int:
-    """The first layer of the decoder that a row of `Plan.counts` changes."""
-    if name.startswith("layers."):
-        return int(name.split(".")[1])
-    if not name.startswith("llm."):
+    """The first layer of the decoder that has only what is left at a place of `Plan.counts`."""
+    if name == "input":
         return 0
-    site = Site.parse(name)
-    return site.layer + (site.where != "input")
+    site = Site.parse(name.replace("layers.", "llm.layer.") + ".input" if name.startswith("layers.") else name)
+    return (site.layer or 0) + (site.where == "output") if site.stage == "llm" else 0

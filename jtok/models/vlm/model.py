@@ -199,7 +199,7 @@ class VLM:
 
 
 @functools.lru_cache(maxsize=8)
-def _reader(config: AnyConfig):
+def _reader(config: ModelConfig):
     """The jitted `(params, plan, inputs, max_new_tokens, key) -> PrefillOutput` of all models of one config.
 
     Models that differ in their plan or parameters share it, so that a search over plans compiles each once.

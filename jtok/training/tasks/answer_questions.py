@@ -33,7 +33,7 @@ from jtok.models.vlm.shipped import shipped
 from jtok.plan import Plan
 from jtok.sites import PROJECTOR
 from jtok.tokens import Tokens
-from jtok.training.config import default_train_config
+from jtok.training.config import default_plan_config, default_train_config, plan_options
 from jtok.training.tasks.branches import Prefix, branch
 from jtok.training.tasks.classify import normalise
 from jtok.training.tasks.patch_targets import dense_loss, new_heads
@@ -50,7 +50,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"size": 96, "cut": "stratified", "seed": 0, "questions": 10})
     config.data.update({"eval_split": "validation", "eval_questions": 490, "eval_batch": 70})
     config.data.update({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
-    config.plan = ml_collections.ConfigDict({"method": "none", "keep": 1.0, "options": ml_collections.ConfigDict()})
+    config.plan = default_plan_config()
     config.weights = ""  # directory to start from; "shipped" = the model that comes with jtok
     config.freeze_tower = False
     config.dense = 1.0  # weight of what the tower is told of its patches
@@ -80,7 +80,7 @@ class AnswerQuestions:
         self.config = config
         self.model = make_vlm_config(config)
         p = config.plan
-        self.plan = catalogue.make_plan(p.method, self.model.target(), p.keep, **p.options.to_dict())
+        self.plan = catalogue.make_plan(p.method, self.model.target(), p.keep, **plan_options(p))
         self._check_plan()
         self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: VLMNetwork(self.model, nnx.Rngs(0))), nnx.Param)
 

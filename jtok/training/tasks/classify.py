@@ -17,7 +17,7 @@ from jtok.methods import catalogue
 from jtok.models.towers.presets import make_config
 from jtok.models.towers.vit import ViT, ViTConfig, ViTOutput
 from jtok.plan import Plan
-from jtok.training.config import default_train_config
+from jtok.training.config import default_plan_config, default_train_config, plan_options
 from jtok.training.weights import load_tower
 
 #: Pixel statistics of DeiT and DINOv2; `jtok.models.towers.presets.pixel_statistics` tells those of any preset.
@@ -29,7 +29,7 @@ def default_config() -> ml_collections.ConfigDict:
     config = default_train_config()
     config.task = "classify"
     config.model = ml_collections.ConfigDict({"preset": "scenes", "fields": ml_collections.ConfigDict()})
-    config.plan = ml_collections.ConfigDict({"method": "none", "keep": 1.0, "options": ml_collections.ConfigDict()})
+    config.plan = default_plan_config()
     config.data = ml_collections.ConfigDict(
         {"name": "digit_scenes", "options": ml_collections.ConfigDict(), "eval_split": "test", "eval_batch": 250}
     )
@@ -54,7 +54,7 @@ def make_model_config(config: ml_collections.ConfigDict) -> ViTConfig:
 
 def make_plan(config: ml_collections.ConfigDict, model: ViTConfig) -> Plan:
     """The plan that `config.plan` asks for."""
-    return catalogue.make_plan(config.plan.method, model.target(), config.plan.keep, **config.plan.options.to_dict())
+    return catalogue.make_plan(config.plan.method, model.target(), config.plan.keep, **plan_options(config.plan))
 
 
 class Classify:
@@ -77,7 +77,7 @@ class Classify:
         if self.config.weights:
             model = load_tower(self.config.weights, self.model, model)
         params = {"model": model, "plan": self.plan.params()}
-        if self.plan.needs_teacher and not self.config.freeze_model:
+        if self.plan.training.needs_teacher and not self.config.freeze_model:
             params["teacher"] = jax.tree.map(jnp.array, model)
         return params
 
@@ -89,18 +89,18 @@ class Classify:
 
     def loss(self, params, batch, key, step) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Cross-entropy, plus the plan's own objective."""
-        need_hidden = self.plan.needs_teacher
+        need_hidden = self.plan.training.needs_teacher
         output = self.apply(params, batch["image"], key=key, train=True, hidden=need_hidden)
         target = optax.smooth_labels(jax.nn.one_hot(batch["label"], self.model.classes), self.config.label_smoothing)
         cross = optax.softmax_cross_entropy(output.logits, target).mean()
         terms = {"cross_entropy": cross}
-        if self.plan.objective is not None:
+        if self.plan.training.objective is not None:
             teacher = None
             if need_hidden:
                 frozen = jax.lax.stop_gradient({"model": params.get("teacher", params["model"])})
                 teacher = self.apply(frozen, batch["image"], Plan(), hidden=True)
             plan = self.plan.with_params(params["plan"])
-            terms |= plan.objective(plan, output, teacher, batch)
+            terms |= plan.training.objective(plan, output, teacher, batch)
         accuracy = (output.logits.argmax(-1) == batch["label"]).mean()
         return sum(terms.values()), {**terms, "accuracy": accuracy}
 
