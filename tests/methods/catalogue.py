@@ -54,9 +54,10 @@ def plan(name: str, keep: float | None = None, **options: Any):
     return catalogue.make_plan(name, CONFIG.target(), keep, **options)
 
 
-def first_reducer(name: str, keep: float, grid: tuple[int, int] = (6, 6)) -> Reducer | None:
+def first_reducer(name: str, keep: float | None, grid: tuple[int, int] = (6, 6)) -> Reducer | None:
     """The reducer at the method's first site, for a tower of this grid; None for plans that only resize the image."""
     target = Target(CONFIG.depth, grid, CONFIG.width, CONFIG.heads, 1, CONFIG.classes)
+    keep = None if catalogue.find(name).default_keep is None else keep
     sites = catalogue.make_plan(name, target, keep).sites
     return next(iter(sites.values()), None)
 
