@@ -21,6 +21,9 @@ def _run(args, config) -> int:
     if "sweep" not in config:
         raise UserError("the config has no `sweep` section: start from configs/vit/sweep.py.")
     study = _study(config, args.workdir, "jtok " + " ".join(sys.argv[1:]))
+    if config.sweep.get("pictures_first", False):
+        for path in study.draw():
+            print(f"wrote {path}", flush=True)
     study.run(say=Console(stderr=True).print)
     for table in study.tables():
         Console().print(table)
