@@ -1,4 +1,4 @@
-"""Studies of data that have no split called test."""
+"""Studies: splits with other names, progress, the order of pictures and measurements."""
 
 import numpy as np
 import pytest
