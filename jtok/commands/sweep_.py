@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from absl import flags as absl_flags
@@ -24,7 +25,7 @@ def _run(args, config) -> int:
     if config.sweep.get("pictures_first", False):
         for path in study.draw():
             print(f"wrote {path}", flush=True)
-    study.run(say=Console(stderr=True).print)
+    study.run(say=functools.partial(Console(stderr=True).print, soft_wrap=True))
     for table in study.tables():
         Console().print(table)
     print(f"wrote {study.report()}")

@@ -33,8 +33,9 @@ def test_pictures_and_measures_are_of_the_evaluation_split():
 @pytest.mark.parametrize(
     ("done", "total", "seconds", "said"),
     [
-        (1, 11, 30, "1 of 11 points, about 5 min left"),
-        (4, 10, 100, "4 of 10 points, about 2 min left"),
+        (1, 11, 0, "1 of 11 points"),
+        (2, 11, 30, "2 of 11 points, about 4 min left"),
+        (5, 11, 80, "5 of 11 points, about 2 min left"),
         (9, 10, 90, "9 of 10 points, less than a minute left"),
         (10, 10, 600, "10 of 10 points"),
     ],

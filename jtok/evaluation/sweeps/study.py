@@ -75,15 +75,16 @@ class Study:
         """Measures every cell; records.json grows as they are done."""
         s = self.config.sweep
         records: list[Record] = []
-        begin = time.monotonic()
+        ends: list[float] = []
 
         def done(record: Record) -> None:
             records.append(record)
+            ends.append(time.monotonic())
             write_json(self.workdir / "records.json", records)
             latency = record[f"latency_ms_b{s.batch}"]["median"]
             mark = " (trained)" if record["trained"] else ""
             say(
-                f"{progress(len(records), len(self.cells) + 1, time.monotonic() - begin)}: "
+                f"{progress(len(records), len(self.cells) + 1, ends[-1] - ends[0])}: "
                 f"{record['method']}{mark}{_asked(record)} - "
                 f"{record['accuracy']:.1%}, {record['gmacs'] * 1e3:.1f} MMACs, {latency:.1f} ms a batch of {s.batch}"
             )
@@ -228,13 +229,16 @@ def _trained(subject: Subject, plan: Plan, run: str, keep: float | None) -> dict
 
 
 def progress(done: int, total: int, seconds: float) -> str:
-    """How far a sweep is, and the minutes left if each further point takes as long as the `done` ones did on average.
+    """How far a sweep is, and the minutes left if further points take as long as those so far did on average.
 
-    done: points measured in `seconds`, at least 1; total: points in all.
+    done: points measured, at least 1; total: points in all; seconds: from the end of the first point to that of the
+    last. The first is of the unreduced model, which compiles fastest, so nothing is said of the time left after it.
     """
-    minutes = seconds / done * (total - done) / 60
-    left = "" if done == total else f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
-    return f"{done} of {total} points{left}"
+    said = f"{done} of {total} points"
+    if done in (1, total):
+        return said
+    minutes = seconds / (done - 1) * (total - done) / 60
+    return f"{said}, about {minutes:.0f} min left" if minutes >= 1 else f"{said}, less than a minute left"
 
 
 def _asked(record: Record) -> str:
