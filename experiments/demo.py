@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEARNED = "dynamicvit"
+INTERRUPTED = 130  # what `jtok` exits with after Ctrl-C
 
 
 def main() -> int:
@@ -26,11 +27,9 @@ def main() -> int:
     args = parser.parse_args()
     os.chdir(ROOT)
     begin = time.time()
-    try:
-        code = run(commands(args.workdir, args.all))
-    except KeyboardInterrupt:
-        print(f"\nstopped; what was finished is in {args.workdir}")
-        return 130
+    code = run(commands(args.workdir, args.all))
+    if code == INTERRUPTED:
+        print(f"what was finished is in {args.workdir}")
     if code == 0:
         print(f"done in {time.time() - begin:.0f} s; open {args.workdir}/report.html")
     return code
