@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from absl import flags as absl_flags
@@ -21,7 +22,10 @@ def _run(args, config) -> int:
     if "sweep" not in config:
         raise UserError("the config has no `sweep` section: start from configs/vit/sweep.py.")
     study = _study(config, args.workdir, "jtok " + " ".join(sys.argv[1:]))
-    study.run(say=Console(stderr=True).print)
+    if config.sweep.get("pictures_first", False):
+        for path in study.draw():
+            print(f"wrote {path}", flush=True)
+    study.run(say=functools.partial(Console(stderr=True).print, soft_wrap=True))
     for table in study.tables():
         Console().print(table)
     print(f"wrote {study.report()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,7 +60,8 @@ class Study:
     config.sweep: `methods` (names), `keeps` (ratios), `batch`, `single_keeps` (ratios at which batch 1 is timed too),
     `runs` (method -> directory of the run that trained it; `{keep}` in it stands for the ratio, and a ratio without a
     directory stays untrained), `options` (method -> what its plan takes beside; may be left out), `title`, `scale` and
-    `notes` (sentences for the report); what the subject reads beside.
+    `notes` (sentences for the report), `pictures_first` (pictures are drawn before anything is measured; may be left
+    out); what the subject reads beside. Batch 1 is not timed at all where `single_keeps` is empty.
     """
 
     def __init__(self, subject: Subject, config: ConfigDict, workdir, command: str):
@@ -67,31 +69,51 @@ class Study:
         self.cells = make_cells(subject, config.sweep)  # bad names and ratios are found before anything runs
         self.workdir: Path = make_workdir(workdir)
         self.records: list[Record] = []
+        self._drawn: list[tuple[str, Any]] | None = None
 
     def run(self, say: Callable[[str], None] = print) -> list[Record]:
         """Measures every cell; records.json grows as they are done."""
         s = self.config.sweep
         records: list[Record] = []
+        ends: list[float] = []
 
         def done(record: Record) -> None:
             records.append(record)
+            ends.append(time.monotonic())
             write_json(self.workdir / "records.json", records)
-            time = record[f"latency_ms_b{s.batch}"]["median"]
+            latency = record[f"latency_ms_b{s.batch}"]["median"]
             mark = " (trained)" if record["trained"] else ""
             say(
-                f"{len(records)}/{len(self.cells) + 1}  {record['method']}{mark}{_asked(record)}: "
-                f"{record['accuracy']:.1%}, {record['gmacs'] * 1e3:.1f} MMACs, {time:.1f} ms a batch of {s.batch}"
+                f"{progress(len(records), len(self.cells) + 1, ends[-1] - ends[0])}: "
+                f"{record['method']}{mark}{_asked(record)} - "
+                f"{record['accuracy']:.1%}, {record['gmacs'] * 1e3:.1f} MMACs, {latency:.1f} ms a batch of {s.batch}"
             )
 
         single = [round(k, 6) for k in s.single_keeps]
         self.records = sweep(
             self.subject.measure,
             self.cells,
-            single=lambda cell: cell.keep is None or round(cell.keep, 6) in single,
+            single=lambda cell: bool(single) and (cell.keep is None or round(cell.keep, 6) in single),
             progress=done,
         )
         write_csv(self.workdir / "records.csv", [_flat(r) for r in self.records])
         return self.records
+
+    def draw(self) -> list[Path]:
+        """Draws the subject's pictures into the working directory, once; the files."""
+        from jtok.evaluation.figures.gallery import picture_bytes
+        from jtok.viz.files import write_whole
+        from jtok.viz.pareto import save_figure
+
+        self._drawn = self.subject.pictures(self.records, self.cells)
+        paths = []
+        for caption, picture in self._drawn:
+            paths.append(self.workdir / f"{_file_name(caption)}.png")
+            if isinstance(picture, Image.Image):
+                write_whole(paths[-1], picture_bytes(picture))
+            else:
+                save_figure(paths[-1], picture)
+        return paths
 
     def untrained(self) -> list[Plan]:
         """A plan of every method that is measured with random parameters, as no run trained it."""
@@ -113,20 +135,13 @@ class Study:
 
     def report(self) -> Path:
         """Draws plots and pictures and writes report.html beside the records."""
-        from jtok.evaluation.figures.gallery import picture_bytes
-        from jtok.viz.files import write_whole
         from jtok.viz.pareto import draw_pareto, save_figure
         from jtok.viz.report import write_report
 
         figure = draw_pareto(self.records, batch=self.config.sweep.batch)
         save_figure(self.workdir / "pareto.png", figure)
-        pictures = self.subject.pictures(self.records, self.cells)
-        for caption, picture in pictures:
-            path = self.workdir / f"{_file_name(caption)}.png"
-            if isinstance(picture, Image.Image):
-                write_whole(path, picture_bytes(picture))
-            else:
-                save_figure(path, picture)
+        if self._drawn is None:
+            self.draw()
         claims = {name: catalogue.find(name).claims for name in _single(self.records)}
         commit = git_commit()
         path = self.workdir / "report.html"
@@ -135,7 +150,7 @@ class Study:
             title=self.config.sweep.title,
             config=self.config.to_dict(),
             records=self.records,
-            pictures=[("accuracy against cost", figure), *pictures],
+            pictures=[("accuracy against cost", figure), *(self._drawn or [])],
             claims=claims,
             notes=list(self.config.sweep.notes),
             scale=self.config.sweep.scale,
@@ -211,6 +226,19 @@ def _trained(subject: Subject, plan: Plan, run: str, keep: float | None) -> dict
     if "{keep}" in run and not directory.is_dir():
         return None
     return subject.trained(plan, directory)
+
+
+def progress(done: int, total: int, seconds: float) -> str:
+    """How far a sweep is, and the minutes left if further points take as long as those so far did on average.
+
+    done: points measured, at least 1; total: points in all; seconds: from the end of the first point to that of the
+    last. The first is of the unreduced model, which compiles fastest, so nothing is said of the time left after it.
+    """
+    said = f"{done} of {total} points"
+    if done in (1, total):
+        return said
+    minutes = seconds / (done - 1) * (total - done) / 60
+    return f"{said}, about {minutes:.0f} min left" if minutes >= 1 else f"{said}, less than a minute left"
 
 
 def _asked(record: Record) -> str:

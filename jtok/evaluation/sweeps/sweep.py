@@ -139,7 +139,7 @@ def sweep(
     """
     records = []
     for cell in [Cell("none"), *cells]:
-        record = measure_cell(cell, cell.method == "none" or single(cell))
+        record = measure_cell(cell, single(cell))
         record["gmacs_unreduced"] = records[0]["gmacs"] if records else record["gmacs"]
         records.append(record)
         progress(record)
