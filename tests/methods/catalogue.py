@@ -50,7 +50,8 @@ tower(), images()  # made on import: first made inside a trace, they would leak 
 
 
 def plan(name: str, keep: float | None = None, **options: Any):
-    """The method's plan for the small tower."""
+    """The method's plan for the small tower, at its own ratio if it keeps no share."""
+    keep = None if catalogue.find(name).default_keep is None else keep
     return catalogue.make_plan(name, CONFIG.target(), keep, **options)
 
 

@@ -179,9 +179,7 @@ def test_composes_with_another_reducer(name):
 @pytest.mark.parametrize("name", c.METHODS)
 def test_works_in_windows(name):
     arrays(name)
-    windows = Windowed(
-        c.first_reducer(name, None if catalogue.find(name).default_keep is None else 0.5, (3, 3)), (3, 3)
-    )
+    windows = Windowed(c.first_reducer(name, 0.5, (3, 3)), (3, 3))
     t = c.tokens()
     s = c.signals(windows, t)
     if name in KEEP_MEMORY:
