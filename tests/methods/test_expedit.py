@@ -85,9 +85,9 @@ def test_misplaced_reducers_say_so():
 
     tokens = from_features(random(1, 17, 4), (4, 4), 1)
     clustered, memory = jax.eval_shape(cluster_first, tokens)
-    with pytest.raises(UserError, match="its first reducer must stand before"):
+    with pytest.raises(UserError, match="its first reducer must be placed before"):
         jax.eval_shape(lambda t: Reconstruct(16)(t, s, {}), tokens)
-    with pytest.raises(UserError, match="put it before any other reducer"):
+    with pytest.raises(UserError, match="place it before any other reducer"):
         jax.eval_shape(cluster_first, clustered)
     with pytest.raises(UserError, match="made 4 clusters, but 3 are left"):
         jax.eval_shape(lambda t, m: Reconstruct(16)(t.take(jnp.arange(4)[None]), s, m), clustered, memory)
