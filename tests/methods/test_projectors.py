@@ -271,5 +271,5 @@ def test_mqt_draws_even_counts_alike():
 def test_a_learned_reducer_behind_a_learned_projector_is_refused():
     p = plan("mqt")
     behind = patchmerger.PatchMerger(24, 2, False, nnx.Rngs(0))
-    with pytest.raises(UserError, match="cannot stand in one plan"):
+    with pytest.raises(UserError, match="cannot share a plan"):
         dataclasses.replace(p, sites={"projector": behind}).params()
