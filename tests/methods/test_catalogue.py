@@ -44,7 +44,7 @@ def test_counts_are_as_planned(case):
     assert all(o <= i or not plan.sites for _, i, o in counts[:1])
 
 
-def test_rows_do_not_see_each_other(case):
+def test_rows_are_independent(case):
     _, _, f, state, out = case
     others = c.images().at[1:].set(jax.random.normal(jax.random.key(9), c.images()[1:].shape))
     got = f(state, others)
@@ -71,7 +71,7 @@ def test_owner_map_is_consistent(case):
 def reducer_of(name: str, keep: float = 0.5, grid=(6, 6)):
     reducer = c.first_reducer(name, keep, grid)
     if reducer is None:
-        pytest.skip("stands before the tower, not in it")
+        pytest.skip("placed before the tower, not in it")
     return reducer
 
 
@@ -147,7 +147,7 @@ def test_composes_with_another_reducer(name):
 
 
 @pytest.mark.parametrize("name", c.METHODS)
-def test_stands_in_windows(name):
+def test_works_in_windows(name):
     reducer = reducer_of(name, 0.5, (3, 3))
     windows = Windowed(reducer, (3, 3))
     t = c.tokens()

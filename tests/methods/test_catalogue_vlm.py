@@ -1,4 +1,4 @@
-"""Properties of methods that stand in a language model or at its projector, over the whole catalogue.
+"""Properties of methods placed in a language model or at its projector, over the whole catalogue.
 
 All sites of a method run one after the other on visual tokens and signals at random; what the real model gives them is
 tested in tests/models.
@@ -62,7 +62,7 @@ def test_jit_and_batch_of_one_change_nothing(name):
 
 
 @pytest.mark.parametrize("name", REDUCERS)
-def test_rows_do_not_see_each_other(name):
+def test_rows_are_independent(name):
     reducer, run, t, s = case(name)
     others = t.replace(x=t.x.at[1:].add(1.0)), c.signals(reducer, t, seed=8)
     first = jax.tree.map(lambda a, b: a.at[0].set(b[0]), others[1].replace(key=None), s.replace(key=None))
@@ -103,7 +103,7 @@ def test_padding_is_inert(name):
 
 
 @pytest.mark.parametrize("name", c.LANGUAGE)
-def test_a_row_keeps_its_share_whatever_stands_beside_it(name):
+def test_a_row_keeps_its_share_in_any_batch(name):
     """A row with fewer visual tokens than the batch has slots is reduced as it would be without the empty slots."""
     reducer, run = forward(name)
     full = c.tokens(special=0)

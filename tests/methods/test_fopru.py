@@ -1,4 +1,4 @@
-"""FoPru has no reference code: what its two strategies must keep, on attention made for it."""
+"""FoPru has no reference code: what its two strategies must keep, on constructed attention."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def test_a_row_that_lost_patches_is_filled_with_padding():
     assert not left[:, 12:].any() and not left[:, [2, 3, 8]].any()
 
 
-def test_the_class_token_alone_may_be_asked():
+def test_the_class_token_can_be_the_only_query():
     attention = jax.nn.softmax(jax.random.normal(jax.random.key(2), (2, 3, 25)))
     left, _ = kept(FoPru(5, "class"), class_attention=attention)
     best = np.argsort(-np.asarray(attention.mean(1))[:, 1:], 1)[:, :5]
@@ -64,11 +64,11 @@ def test_the_class_token_alone_may_be_asked():
     ("how", "count"),
     [({"keep": 0.25}, 6), ({"tokens": 13}, 12), ({"tokens": 3}, 6), ({"keep": 0.05}, 6), ({"keep": 0.8}, 18)],
 )
-def test_whole_rows_fit_into_the_number_and_one_stays(how, count):
+def test_as_many_rows_as_fit_are_kept_and_at_least_one(how, count):
     assert plan(TARGET, strategy="row", **how).counts(24)[-1][2] == count
 
 
-def test_other_words_are_refused():
+def test_other_values_are_refused():
     for options in ({"strategy": "column"}, {"query": "last"}):
         with pytest.raises(UserError, match="fopru has no"):
             plan(TARGET, **options)

@@ -136,7 +136,7 @@ def by_hand(row: int, kept: np.ndarray, rule: bool = True) -> np.ndarray:
 
 
 @pytest.mark.parametrize("fastv", [False, True])
-def test_prompt_and_answer_equal_matrices_written_out(fastv):
+def test_prompt_and_answer_equal_explicit_matrices(fastv):
     sequence, after = ours(fastv)
     for row, n in enumerate(LENGTHS):
         real = np.asarray(sequence.valid[row])
@@ -157,7 +157,7 @@ def test_a_new_run_of_layers_begins_where_the_rule_does():
 
 
 def test_nothing_grows_with_queries_times_keys():
-    """A program for many slots holds no array of L x S entries beside what the kernel itself has in its tiles."""
+    """A program for many slots holds no array of L x S entries besides the kernel's own tiles."""
     plan = catalogue.make_plan("var-attention-sink", TARGET, **RULE)
     length = 96
 

@@ -1,4 +1,4 @@
-"""A decoder with recorded weights, and `prefill` over recorded embeddings: what adapters of in-LLM methods share."""
+"""A decoder with recorded weights, and `prefill` over recorded embeddings: shared by the adapters of in-LLM methods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.parity import timm_weights
 
 @dataclasses.dataclass(frozen=True)
 class Watched(Reducer):
-    """A reducer whose result and signals are remembered, as `memory["watched"][number]`; None only watches."""
+    """A reducer whose result and signals are recorded, as `memory["watched"][number]`; None only records."""
 
     number: int
     reducer: Reducer | None = None
@@ -34,7 +34,7 @@ class Watched(Reducer):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What the reducer reads, and more."""
+        """What the reducer reads, and the recorded signals."""
         return tuple(dict.fromkeys((*(self.reducer.reads if self.reducer else ()), *self.more)))
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
@@ -150,7 +150,7 @@ def watched(plan: Plan, *more: str) -> Plan:
 
 
 def target(image: int, layers: int, heads: int = 1) -> Target:
-    """What a method needs to know of a recorded model."""
+    """The target that a recorded model is."""
     return Target(depth=0, grid=(1, image), width=0, heads=heads, special=0, has_class=False, layers=layers)
 
 

@@ -33,7 +33,7 @@ def llama(case: Case) -> dict[str, np.ndarray]:
 
 
 def train_rank(case: Case) -> dict[str, np.ndarray]:
-    """Behind the site stands a layer without values and MLP, so that what comes out is what was kept."""
+    """The layer after the site has no values and no MLP, so that its output is what was kept."""
     p, labels = case.params, case.inputs["labels"]
     image, mask = p["image_tokens"], case.inputs["attention_mask"]
     weights = {k: v for k, v in case.weights.items() if any(part in k for part in ("layernorm", "q_proj", "k_proj"))}

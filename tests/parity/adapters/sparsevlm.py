@@ -72,7 +72,7 @@ def rank(case: Case) -> dict[str, np.ndarray]:
         reducer, signals = SparseVLM(1.0, n, adaptive=tuple(rule)), Signals(text_attention=attention)
         after, _ = jax.jit(lambda t, s, r=reducer: r(t, s, memory))(tokens, signals)
         slot = np.asarray(after.owner)
-        slots = reducer._sizes(n, n)[0]  # behind them come the clusters
+        slots = reducer._sizes(n, n)[0]  # the clusters follow
         out[f"mask_{i}"] = (slot >= 0) & (slot < slots)
         out[f"score_{i}"] = reducer.score(tokens, signals, memory)
     return out
