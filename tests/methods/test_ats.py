@@ -39,13 +39,13 @@ def test_peaked_attention_needs_fewer_tokens(variant):
     even = np.full(21, 0.05, np.float32)
     peaked = np.full(21, 0.001, np.float32)
     peaked[7] = 0.98
-    many, few = sampled(reducer, even), sampled(reducer, peaked)
-    assert many.patches == few.patches == reducer.count(20)
-    assert many.mask()[0, 1:].sum() >= 8
-    assert few.mask()[0, 1:].sum() <= 3
-    assert 7 in np.asarray(few.x[0, :, 0]), "the token that takes it all is sampled"
-    live = np.asarray(few.mask())[0]
-    assert not np.asarray(few.x)[0, ~live].any() and not np.asarray(few.size)[0, ~live].any()
+    from_even, from_peaked = sampled(reducer, even), sampled(reducer, peaked)
+    assert from_even.patches == from_peaked.patches == reducer.count(20)
+    assert from_even.mask()[0, 1:].sum() >= 8
+    assert from_peaked.mask()[0, 1:].sum() <= 3
+    assert 7 in np.asarray(from_peaked.x[0, :, 0]), "the token that takes it all is sampled"
+    live = np.asarray(from_peaked.mask())[0]
+    assert not np.asarray(from_peaked.x)[0, ~live].any() and not np.asarray(from_peaked.size)[0, ~live].any()
 
 
 def test_survivors_of_the_official_code_are_ordered_by_score():

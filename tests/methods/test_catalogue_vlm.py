@@ -108,12 +108,12 @@ def test_a_row_keeps_its_share_in_any_batch(name):
     reducer, run = forward(name)
     full = c.tokens(special=0)
     s = c.signals(reducer, full)
-    few = jnp.broadcast_to(jnp.arange(24, dtype=jnp.int32), (c.BATCH, 24))
+    prefix = jnp.broadcast_to(jnp.arange(24, dtype=jnp.int32), (c.BATCH, 24))
     rows = {k: v[:, :24] for k, v in s.per_token().items()}
-    alone = run(full.take(few), s.with_per_token(rows))
+    alone = run(full.take(prefix), s.with_per_token(rows))
     valid = jnp.broadcast_to(jnp.arange(36) < 24, (c.BATCH, 36))
-    seen = {k: jnp.where(valid.reshape(c.BATCH, 36, *[1] * (v.ndim - 2)), v, 0) for k, v in s.per_token().items()}
-    padded = run(c.tokens(special=0, valid=valid), s.with_per_token(seen))
+    masked = {k: jnp.where(valid.reshape(c.BATCH, 36, *[1] * (v.ndim - 2)), v, 0) for k, v in s.per_token().items()}
+    padded = run(c.tokens(special=0, valid=valid), s.with_per_token(masked))
     for row in range(c.BATCH):
         live = np.asarray(padded.mask()[row])
         np.testing.assert_allclose(padded.x[row][live], alone.x[row][alone.mask()[row]], atol=1e-5)

@@ -41,8 +41,8 @@ class Watched(Reducer):
         before = memory
         out, memory = (tokens, memory) if self.reducer is None else self.reducer(tokens, s, memory)
         score = self.reducer.score(tokens, s, before) if hasattr(self.reducer, "score") else None
-        seen = {"tokens": out, "before": tokens, "score": score, "signals": s.replace(key=None)}
-        return out, {**memory, "watched": {**memory.get("watched", {}), self.number: seen}}
+        record = {"tokens": out, "before": tokens, "score": score, "signals": s.replace(key=None)}
+        return out, {**memory, "watched": {**memory.get("watched", {}), self.number: record}}
 
 
 def decoder(weights: Mapping[str, np.ndarray], heads: int, eps: float, theta: float = 10000.0) -> Decoder:
@@ -113,9 +113,9 @@ def prompt(
     index = np.minimum(question, m - 1).astype(np.int32)
     if asks is not None:  # slots of the prompt -> numbers among the text
         asks = jnp.asarray(np.where(asks >= 0, asks - image * (asks > before), -1), jnp.int32)
-    there = (question < m) & rows(real, index)
+    is_text = (question < m) & rows(real, index)
     words = Text(
-        rows(x, text), jnp.asarray(text[..., None], jnp.int32), real, jnp.asarray(index), jnp.asarray(there), asks
+        rows(x, text), jnp.asarray(text[..., None], jnp.int32), real, jnp.asarray(index), jnp.asarray(is_text), asks
     )
     tokens = from_features(rows(x, visual), (1, image))
     return assemble(tokens, words, places, plan.placed), tokens
