@@ -125,6 +125,6 @@ def plan(
     if not 0 < layer < target.layers:
         raise UserError(f"dart cannot be placed before layer {layer}: choose 1 to {target.layers - 1}.")
     if pivots < 1 or text_pivots < 0:
-        raise UserError(f"dart needs at least 1 visual and 0 text pivots: {pivots} and {text_pivots} are asked for.")
+        raise UserError(f"dart needs at least one visual pivot: {pivots} and {text_pivots} text ones are asked for.")
     share = keep if tokens is None else budget.visual_tokens(target.patches, keep, tokens) / target.patches
     return Plan({f"llm.layer.{layer}.input": Dart(share, pivots, text_pivots)})
