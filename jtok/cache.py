@@ -1,8 +1,8 @@
-"""Keys and values of what was read so far, with the position and the validity of every slot.
+"""Keys and values of the tokens read so far, with the position and validity of every slot.
 
-A decoder whose tokens were reduced on the way up has one `Cache` for each run of layers between two sites, since each
-holds another number of slots. Slots are never moved while an answer is written: rows of different length leave invalid
-slots between their prompt and their answer, which nobody attends to, and positions say where a token is.
+A decoder whose tokens are reduced between layers has one `Cache` per run of layers between two sites, since each holds
+a different number of slots. Slots never move during decoding: rows of different length leave invalid slots between
+prompt and answer, which are masked in attention, and positions say where a token is.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from jtok.errors import UserError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """The cache of consecutive layers: S slots, of which `used` are written (in all rows alike)."""
+    """The cache of consecutive layers: S slots, of which `used` are written (the same in all rows)."""
 
-    k: Float[Array, "layers B S Hk Dh"]  # rotated to their positions
+    k: Float[Array, "layers B S Hk Dh"]  # after RoPE
     v: Float[Array, "layers B S Hk Dh"]
     position: Int[Array, "B S P"]
     valid: Bool[Array, "B S"]
@@ -31,9 +31,9 @@ class Cache:
     used: Int[Array, " "]
     visual: Bool[Array, "B S"]  # which slots hold visual tokens
     bias: Float[Array, "B S"] | None = None  # log of the size of each token, where attention is proportional
-    attention: Float[Array, "layers B S"] | None = None  # of the latest token, mean over heads; for a cache policy
+    attention: Float[Array, "layers B S"] | None = None  # from the latest token, mean over heads; for a cache policy
     marks: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # [layers,B,S], left by an attention rule
-    visuals: int = dataclasses.field(default=0, metadata={"static": True})  # slots of visual tokens, at most
+    visuals: int = dataclasses.field(default=0, metadata={"static": True})  # maximum number of slots of visual tokens
 
     @property
     def layers(self) -> int:
@@ -57,17 +57,17 @@ def new_cache(
     position: Int[Array, "B L P"],
     valid: Bool[Array, "B L"],
     free: int,
-    **more,
+    **fields,
 ) -> Cache:
-    """A cache that holds a prompt and has `free` more slots; `more` are further fields of `Cache`."""
+    """A cache that holds a prompt and has `free` more slots; `fields` are further fields of `Cache`."""
     furthest = jnp.max(jnp.where(valid[..., None], position, -1), (1, 2))
     used = jnp.asarray(k.shape[2], jnp.int32)
-    more = {"visual": jnp.zeros_like(valid)} | more
-    return with_free_slots(Cache(k=k, v=v, position=position, valid=valid, next=furthest + 1, used=used, **more), free)
+    fields = {"visual": jnp.zeros_like(valid), "next": furthest + 1, "used": used} | fields
+    return with_free_slots(Cache(k=k, v=v, position=position, valid=valid, **fields), free)
 
 
 def with_free_slots(cache: Cache, free: int) -> Cache:
-    """The cache with `free` more slots behind those that it has."""
+    """The cache with `free` slots appended."""
     rows = {axis: [(0, 0)] * axis + [(0, free)] for axis in (1, 2)}
 
     def padded(a: Array | None, axis: int) -> Array | None:
@@ -77,14 +77,14 @@ def with_free_slots(cache: Cache, free: int) -> Cache:
 
 
 def drop(cache: Cache, slots: Bool[Array, "B S"]) -> Cache:
-    """The cache in which nobody attends to these slots any more."""
+    """The cache with these slots masked from now on."""
     return dataclasses.replace(cache, valid=cache.valid & ~slots)
 
 
 def compact(cache: Cache, slots: int) -> Cache:
-    """The cache with its valid slots first and `slots` of them in all; what does not fit is lost.
+    """The cache with its valid slots first, cut to `slots` slots; what does not fit is lost.
 
-    Only for a cache without free slots, as a prompt leaves it.
+    Only for a cache without free slots, as after the prompt.
     """
     index = jnp.argsort(~cache.valid, 1, stable=True)[:, :slots].astype(jnp.int32)
 
@@ -98,14 +98,14 @@ def compact(cache: Cache, slots: int) -> Cache:
 
 
 def take_per_head(cache: Cache, index: Int[Array, "layers B Hk K"]) -> Cache:
-    """The cache in which every key head of every layer keeps slots of its own, in the order of `index`.
+    """The cache in which each KV head of each layer keeps its own slots, in the order of `index`.
 
-    Every head of a row must keep as many real slots as the others, in front; what was known of single slots (which are
-    visual, their positions) is given up, since it differs between heads. Only for a cache without free slots, as a
-    prompt leaves it. Raises UserError where slots have a bias or marks, which heads share.
+    All heads of a row must keep the same number of real slots, in front. Per-slot records (which are visual, their
+    positions) are discarded, since they differ between heads. Only for a cache without free slots, as after the
+    prompt. Raises UserError where slots have a bias or marks, which heads share.
     """
     if cache.bias is not None or cache.marks:
-        raise UserError("heads cannot keep slots of their own beside proportional attention or an attention rule.")
+        raise UserError("heads cannot keep different slots together with proportional attention or an attention rule.")
 
     def taken(a: Array) -> Array:
         rows = jnp.moveaxis(a, 3, 2)  # [layers,B,Hk,S,Dh]
@@ -127,7 +127,7 @@ def take_per_head(cache: Cache, index: Int[Array, "layers B Hk K"]) -> Cache:
 
 
 def _over_slots(f, cache: Cache) -> Cache:
-    """`f(array, axis of the slots)` over everything that a cache has for each slot."""
+    """`f(array, axis of the slots)` over everything that a cache stores per slot."""
     axes = {"k": 2, "v": 2, "attention": 2, "position": 1, "valid": 1, "visual": 1, "bias": 1}
     changes = {name: f(getattr(cache, name), axis) for name, axis in axes.items()}
     return dataclasses.replace(cache, **changes, marks={name: f(mark, 2) for name, mark in cache.marks.items()})

@@ -1,4 +1,4 @@
-"""What is learned in a reducer or a slot of a plan: modules, alone or inside of frozen dataclasses."""
+"""The learned parts of a reducer or of a plan's slot: modules, alone or inside frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class Emptied:
-    """The place of a module whose parameters were taken out."""
+    """A placeholder for a module whose parameters were removed."""
 
     graphdef: Any
 
@@ -23,15 +23,15 @@ def modules(part: Any, kind: type = nnx.Module) -> dict[str, Any]:
     if not dataclasses.is_dataclass(part):
         return {}
     fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-    return {f".{name}{path}": found for name, value in fields.items() for path, found in modules(value, kind).items()}
+    return {f".{name}{path}": module for name, value in fields.items() for path, module in modules(value, kind).items()}
 
 
-def put(part: Any, found: Mapping[str, Any], path: str) -> Any:
-    """`part` with what `found` holds (by the paths of `modules`, after `path`) in the places of its modules."""
-    if path in found:
-        return found[path]
-    if not dataclasses.is_dataclass(part) or not any(name.startswith(f"{path}.") for name in found):
+def put(part: Any, new: Mapping[str, Any], path: str) -> Any:
+    """`part` with its modules replaced by those in `new` (keyed by the paths of `modules`, prefixed with `path`)."""
+    if path in new:
+        return new[path]
+    if not dataclasses.is_dataclass(part) or not any(name.startswith(f"{path}.") for name in new):
         return part
     fields = [field.name for field in dataclasses.fields(part)]
-    inner = [name for name in fields if any(k == f"{path}.{name}" or k.startswith(f"{path}.{name}.") for k in found)]
-    return dataclasses.replace(part, **{name: put(getattr(part, name), found, f"{path}.{name}") for name in inner})
+    inner = [name for name in fields if any(k == f"{path}.{name}" or k.startswith(f"{path}.{name}.") for k in new)]
+    return dataclasses.replace(part, **{name: put(getattr(part, name), new, f"{path}.{name}") for name in inner})

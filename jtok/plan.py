@@ -20,10 +20,10 @@ from jtok.sites import PROJECTOR, Site, Where
 from jtok.slots import AttentionRule, CachePolicy, DecodingRule, InputRule, LayerRule, Projector, Training
 from jtok.target import Target
 
-#: What a language model takes for order and positions of visual tokens that were reduced; see `Plan`.
+#: The order and positions that a language model gives to reduced visual tokens; see `Plan`.
 Positions = Literal["keep", "renumber", "restore", "order"]
 
-#: Slots that hold one thing, which may be learned.
+#: Slots that hold a single object, which may be learned.
 SLOTS = ("inputs", "projector", "attention", "layers", "cache", "decoding")
 
 _KINDS = {
@@ -45,19 +45,19 @@ def at_blocks(
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Site -> reducer, in the order in which a forward pass reaches them, and the slots of `jtok.slots`.
+    """Site -> reducer, in forward order, and the slots of `jtok.slots`.
 
     sites: keys may be written as strings (`tower.block.3.input`, `tower.output`, `projector`, `llm.layer.2.input`).
-    positions: what a language model takes for positions of what is left: `keep` those in the whole prompt, with gaps,
-    or `renumber`, both in the order in which the method left the tokens; `restore` puts them in the order of the prompt
-    and keeps (GAP, arXiv:2506.21873), `order` puts them in order and renumbers. None: no opinion, which is `keep`.
-    projector: takes the place of the model's own, giving `projector_count` tokens.
-    embed: gives the embeddings [B,E] of questions that reducers read as `text_embedding`.
-    target: what it was made for; make: makes it again for another target (see `for_grid`). asked: what was asked of
-    the method, in words. trained: what is learned holds trained parameters.
+    positions: the positions that a language model gives to the tokens left: `keep` those of the unreduced prompt, with
+    gaps, or `renumber`, both in the order in which the method left the tokens; `restore` sorts them in prompt order and
+    keeps positions (GAP, arXiv:2506.21873), `order` sorts and renumbers. None: no preference, treated as `keep`.
+    projector: replaces the model's own, giving `projector_count` tokens.
+    embed: computes the embeddings [B,E] of questions that reducers read as `text_embedding`.
+    target: what it was made for; make: makes it again for another target (see `for_grid`). asked: the amount requested
+    of the method, as text. trained: learned parts hold trained parameters.
 
-    Plans add (`visionzip + fastv`), are hashable, and are pytrees whose leaves are what is learned, so that they may be
-    arguments of jitted functions. Raises UserError for a string that is no site and for a site that is named twice.
+    Plans add (`visionzip + fastv`), are hashable, and are pytrees whose leaves are the learned parameters, so that they
+    may be arguments of jitted functions. Raises UserError for a string that is not a site and for a site named twice.
     """
 
     sites: Mapping[Site, Reducer] = dataclasses.field(default_factory=dict)
@@ -90,12 +90,12 @@ class Plan:
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Patches that the image is resized to before the tower; None = as it is."""
+        """Patches that the image is resized to before the tower; None = not resized."""
         return None if self.inputs is None else self.inputs.grid
 
     @property
     def placed(self) -> Positions:
-        """`positions`, spelled out."""
+        """`positions`, with its default."""
         return self.positions or "keep"
 
     @property
@@ -121,18 +121,18 @@ class Plan:
 
     @property
     def adaptive(self) -> bool:
-        """Whether `counts` are caps, since the numbers depend on the image."""
+        """Whether `counts` are caps, the actual numbers depending on the image."""
         return any(r.adaptive for r in self.sites.values()) or (self.inputs is not None and self.inputs.adaptive)
 
     @property
     def untrained(self) -> bool:
-        """Whether something is learned and holds random parameters."""
+        """Whether it has learned parts with random parameters."""
         return not self.trained and bool(self._learned())
 
     def check(self, known: Iterable[Site | str], slots: Collection[str] = ("inputs",)) -> None:
-        """Raises UserError for a site that the model does not have, or reaches in another order, and for unknown reads.
+        """Raises UserError for a site that the model lacks or reaches in another order, and for unknown signals.
 
-        known: the model's sites in the order in which it reaches them. slots: those of `SLOTS` that it honours.
+        known: the model's sites in forward order. slots: those of `SLOTS` that it supports.
         """
         known = [Site.parse(site) for site in known]
         place = {site: i for i, site in enumerate(known)}
@@ -141,15 +141,15 @@ class Plan:
             if getattr(self, slot) is not None and slot not in slots:
                 has = f"it has {', '.join(slots)}" if slots else "it has none"
                 raise UserError(f"the plan '{self.name}' fills the slot '{slot}', which this model lacks ({has}).")
-        mine = list(self.sites)
-        for site in mine:
+        sites = list(self.sites)
+        for site in sites:
             if site not in place:
-                near = difflib.get_close_matches(str(site), map(str, known), 3)
-                hint = f"; did you mean {' or '.join(near)}?" if near else f" (it has {known[0]} ... {known[-1]})."
+                close = difflib.get_close_matches(str(site), map(str, known), 3)
+                hint = f"; did you mean {' or '.join(close)}?" if close else f" (it has {known[0]} ... {known[-1]})."
                 raise UserError(f"the model has no site '{site}'{hint}")
-        for first, second in zip(mine, mine[1:], strict=False):
+        for first, second in zip(sites, sites[1:], strict=False):
             if place[first] > place[second]:
-                raise UserError(f"the model reaches {second} before {first}: list its sites in their order.")
+                raise UserError(f"the model reaches {second} before {first}: list its sites in that order.")
         for reducer in self.sites.values():
             for name in reducer.reads:
                 if name not in SIGNALS:
@@ -157,7 +157,7 @@ class Plan:
                     raise UserError(f"{who} reads '{name}'; known signals are {', '.join(SIGNALS)}.")
 
     def _check_kinds(self) -> None:
-        """Raises UserError for something in a slot of another kind."""
+        """Raises UserError for an object in a slot of another kind."""
         parts = [(str(site), reducer, Reducer) for site, reducer in self.sites.items()]
         parts += [(slot, getattr(self, slot), kind) for slot, kind in _KINDS.items() if getattr(self, slot) is not None]
         for name, part, kind in parts:
@@ -165,12 +165,12 @@ class Plan:
                 raise UserError(f"{type(part).__name__} cannot be placed at '{name}', which takes a {kind.__name__}.")
 
     def part(self, stage: str) -> Plan:
-        """What is placed in one stage of a model; the tower gets what is chosen before it as well."""
+        """The part of the plan in one stage of a model; the tower's includes the input rule."""
         sites = {site: reducer for site, reducer in self.sites.items() if site.stage == stage}
         return Plan(sites, name=self.name, inputs=self.inputs if stage == "tower" else None)
 
     def for_grid(self, grid: tuple[int, int]) -> Plan:
-        """This plan, or the same method's for images of another grid, holding what was learned.
+        """This plan, or the same method's for images of another grid, with the same learned parameters.
 
         Raises UserError where it was made for another grid and cannot be made again.
         """
@@ -185,26 +185,26 @@ class Plan:
         return self.make(dataclasses.replace(self.target, grid=tuple(grid))).with_params(self.params())
 
     def for_pixels(self, pixels: Any, grid: tuple[int, int]) -> Plan:
-        """This plan with room for what its `inputs` keep of patches [B,N,V] that are at hand before tracing."""
+        """This plan with `inputs` fitted to patches [B,N,V] that are known before tracing."""
         return self if self.inputs is None else dataclasses.replace(self, inputs=self.inputs.fitted(pixels, grid))
 
     def _learned(self) -> dict[str, nnx.Module]:
-        """What is learned, by the name of its site or slot; parts of a composition by path."""
+        """Learned modules by the name of their site or slot; parts of a composition by path."""
         if self.projector is not None and modules(self.at(PROJECTOR)):
-            raise UserError("a learned projector and a learned reducer at 'projector' cannot be in one plan.")
+            raise UserError("a learned projector and a learned reducer at 'projector' cannot share a plan: use one.")
         parts = self._parts()
         return {f"{name}{path}": module for name, part in parts.items() for path, module in modules(part).items()}
 
     def _parts(self) -> dict[str, Any]:
-        """Everything that may hold something learned, by name."""
+        """Everything that may contain learned modules, by name."""
         parts = {str(site): reducer for site, reducer in self.sites.items()}
         return parts | {slot: getattr(self, slot) for slot in SLOTS if getattr(self, slot) is not None}
 
-    def _with(self, found: Mapping[str, Any], **changes: Any) -> Plan:
-        """The plan with other things in the places that `_learned` names."""
-        parts = {name: put(part, found, name) for name, part in self._parts().items()}
+    def _with(self, new: Mapping[str, Any], **changes: Any) -> Plan:
+        """The plan with the modules that `_learned` names replaced."""
+        parts = {name: put(part, new, name) for name, part in self._parts().items()}
         slots = {slot: parts[slot] for slot in SLOTS if getattr(self, slot) is not None}
-        # a projector goes under the name of its site, where nothing else is learned then
+        # a projector goes by the name of its site, where nothing else is learned in that case
         sites = {
             site: reducer if site == PROJECTOR and self.projector is not None else parts[str(site)]
             for site, reducer in self.sites.items()
@@ -212,11 +212,11 @@ class Plan:
         return dataclasses.replace(self, sites=sites, **slots, **changes)
 
     def params(self) -> dict[str, Any]:
-        """Trainable parameters of what is learned: site (or slot) -> nested dict of arrays."""
+        """Trainable parameters: site (or slot) -> nested dict of arrays."""
         return {name: nnx.to_pure_dict(nnx.state(module, nnx.Param)) for name, module in self._learned().items()}
 
     def with_params(self, params: Mapping[str, Any], trained: bool | None = None) -> Plan:
-        """This plan with what is learned holding other parameters (as `params` gives them), trained ones if said so."""
+        """This plan with other parameters (in the form of `params`); `trained` marks them as trained or not."""
 
         def holding(name: str, module: nnx.Module) -> nnx.Module:
             graphdef, state = nnx.split(module)
@@ -232,7 +232,7 @@ class Plan:
         return (self,) if variants is None else tuple(variants(self, key))
 
     def counts(self, patches: int) -> list[tuple[str, int, int]]:
-        """(site, patch slots in, patch slots out) along the plan, known before anything is traced; see `adaptive`."""
+        """(site, patch slots in, patch slots out) along the plan, known before tracing; see `adaptive`."""
         steps: list[tuple[Any, str, Callable[[int], int]]] = [
             (site, str(site), reducer.count) for site, reducer in self.sites.items()
         ]
@@ -261,9 +261,9 @@ class Plan:
         return dataclasses.replace(target, given=rows[-1][2]) if rows else target
 
     def __add__(self, other: Plan) -> Plan:
-        """Both plans in one model; `other` comes second where both are at one site, and its `positions` win.
+        """Both plans in one model; `other` comes second where they share a site, and its `positions` take precedence.
 
-        Raises UserError where both fill a slot that holds one thing.
+        Raises UserError where both fill the same slot.
         """
         if not isinstance(other, Plan):
             return NotImplemented
@@ -274,8 +274,8 @@ class Plan:
         for slot in (*SLOTS, "projector_count", "embed"):
             mine, theirs = getattr(self, slot), getattr(other, slot)
             if mine is not None and theirs is not None and mine != theirs:
-                word = slot.replace("_", " ")
-                raise UserError(f"{self.name} and {other.name} both set the {word} of the model: use one of them.")
+                label = slot.replace("_", " ")
+                raise UserError(f"{self.name} and {other.name} both set the {label} of the model: use one of them.")
             slots[slot] = theirs if mine is None else mine
         sites = dict(self.sites)
         for site, reducer in other.sites.items():
@@ -295,7 +295,7 @@ class Plan:
         )
 
     def tree_flatten(self):
-        """(what is learned and counts that are arrays, everything else)."""
+        """(learned parameters and counts that are arrays, everything else)."""
         learned = {name: nnx.split(module) for name, module in self._learned().items()}
         drawn = isinstance(self.projector_count, jax.Array)
         bare = self._with({name: Emptied(graphdef) for name, (graphdef, _) in learned.items()})
@@ -311,7 +311,7 @@ class Plan:
         return plan if drawn is None else dataclasses.replace(plan, projector_count=drawn)
 
     def _facts(self) -> tuple:
-        """All that makes a difference to a program, hashable where nothing is learned or it is emptied."""
+        """Everything that affects a compiled program; hashable once learned parameters are removed."""
         skip = ("sites", "asked", "trained")
         fields = (getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skip)
         return tuple(self.sites.items()), *fields
@@ -325,7 +325,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _MakeBoth:
-    """Makes a sum for another target: the second plan for what the first one leaves."""
+    """Makes a sum of plans for another target: the second for what the first one leaves."""
 
     first: Callable[[Target], Plan]
     second: Callable[[Target], Plan]
@@ -337,7 +337,7 @@ class _MakeBoth:
 
 @dataclasses.dataclass(frozen=True)
 class _BothObjectives:
-    """The losses of two plans; the same name in both is one loss, their sum."""
+    """The losses of two plans; losses of the same name are summed."""
 
     first: Callable[..., dict[str, Any]]
     second: Callable[..., dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Most pruners are a score: keep the best patches, drop the others."""
+"""Pruners by score: keep the best patches, drop the others."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from jtok.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Pruner(Reducer):
-    """Keeps the `keep` patches of highest score; special tokens stay, padding goes first. A method defines `score`."""
+    """Keeps the `keep` patches of highest score; special tokens stay, padding goes first. Methods define `score`."""
 
     keep: int
-    #: Order of the kept patches: as they lay in the image, or best first.
+    #: Order of the kept patches: as in the image, or best first.
     order: ClassVar[select.Order] = "spatial"
 
     def count(self, patches: int) -> int:
         return min(self.keep, patches)
 
     def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
-        """Higher stays; the values of special tokens do not matter."""
+        """Higher is kept; the values of special tokens are ignored."""
         raise TypeError(f"{type(self).__name__} must define score(tokens, signals, memory).")
 
     def best(self, patches: Tokens, score: Float[Array, "B N"]):
-        """Indices [B,keep] of the patches that stay."""
+        """Indices [B,keep] of the patches kept."""
         return select.top_k(score, self.keep, valid=patches.valid, order=self.order)
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
@@ -42,10 +42,10 @@ class Pruner(Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class SharePruner(Reducer):
-    """Keeps the share `keep` of the visual tokens that a row had at the method's first site: the best, in order.
+    """Keeps the best share `keep` of the visual tokens that a row had at the method's first site, in order.
 
-    For language models: rows of a batch may have different numbers of images or crops, so that slots are no measure of
-    what a row has. There are no special tokens. A method defines `score`.
+    For language models: rows of a batch may differ in their number of images or crops, so slots do not tell how many
+    tokens a row has. There are no special tokens. Methods define `score`.
     """
 
     keep: float
@@ -55,13 +55,13 @@ class SharePruner(Reducer):
         return budget.share_of(patches, self.keep)
 
     def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
-        """Higher stays."""
+        """Higher is kept."""
         raise TypeError(f"{type(self).__name__} must define score(tokens, signals, memory).")
 
     def best(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Array, Array, Memory]:
-        """(indices [B,K] of what stays, which of them count [B,K], memory)."""
+        """(indices [B,K] of the tokens kept, which of them are real [B,K], memory)."""
         name = type(self).__name__
-        first = memory.get(name, tokens.mask())  # [B,N] what there was at the first site
+        first = memory.get(name, tokens.mask())  # [B,N] tokens valid at the first site
         n = first.shape[1]
         each = budget.share_of_each(first.sum(1), n, self.keep)
         cap = min(budget.share_of(n, self.keep), tokens.count)

@@ -14,17 +14,17 @@ Memory = dict[str, Any]
 class Reducer:
     """Makes a token set smaller (or only observes it) at a site.
 
-    A training-free reducer is a frozen dataclass, a learned one an `nnx.Module`; both are called alike:
+    A training-free reducer is a frozen dataclass, a learned one an `nnx.Module`; both have the same call:
     `(tokens, signals, memory) -> (tokens, memory)`, pure, batched, with a static number of output slots. `memory` is a
-    dict of arrays that the plan hands from site to site; a method keeps its entry under its own name and returns a
-    new dict rather than changing the one it was given.
+    dict of arrays passed from site to site; a method keeps its entry under its own name and returns a new dict
+    instead of changing the given one.
     """
 
     #: Signals that the model must compute for this reducer (keys of `jtok.signals.SIGNALS`).
     reads: tuple[str, ...] = ()
-    #: `count` is a cap: how many tokens are left depends on the image.
+    #: Whether `count` is a cap: the number of tokens left depends on the image.
     adaptive: bool = False
-    #: It leaves the tokens as they are, but for what they carry, and so may be placed where none can be taken away.
+    #: Whether it changes nothing but what tokens carry, and so may be placed where none can be removed.
     observes: bool = False
 
     def count(self, patches: int) -> int:
@@ -37,7 +37,7 @@ class Reducer:
 
 @dataclasses.dataclass(frozen=True)
 class Compose(Reducer):
-    """`first`, then `second` at the same site; the signals of the second follow the first one's takes and merges."""
+    """`first`, then `second` at the same site; the second's signals follow the tokens through the first."""
 
     first: Reducer
     second: Reducer

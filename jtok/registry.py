@@ -1,4 +1,4 @@
-"""The catalogue: every method by name, with what a reader wants to know before opening its file."""
+"""The catalogue: every method by name, with what a reader should know before opening its file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Family = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A number that the paper (or its repository) reports: what on what, and at which cost."""
+    """A number reported by the paper (or its repository): model, setting, value and cost."""
 
     model: str
     setting: str
@@ -45,32 +45,32 @@ class Method:
     paper: str  # arXiv id, venue
     family: Family
     training: Literal["none", "optional", "required"]
-    assignment: Literal["hard", "soft", "none"]  # what becomes of the patches: merged hard, mixed, or dropped
-    site: str  # where it is placed, in words
+    assignment: Literal["hard", "soft", "none"]  # what happens to removed patches: hard merge, soft mixture, or dropped
+    site: str  # where it is placed, as text
     idea: str  # five to ten words
     plan: Callable[..., Plan]
     claims: tuple[Claim, ...] = ()
-    uses_position: bool = False  # the outcome depends on where patches lie, not only on their content
+    uses_position: bool = False  # the result depends on patch positions, not only on their content
     calibrate: Callable[..., dict[str, Any]] | None = None  # see `Calibrate`
 
     @property
     def options(self) -> dict[str, Any]:
         """Keyword options of `plan` beyond the target and the keep ratio, with their defaults.
 
-        Those of an unpacked TypedDict (`**asked: Unpack[Asked]`) are among them, None until they are given.
+        Those of an unpacked TypedDict (`**asked: Unpack[Asked]`) are included, None until given.
         """
-        found: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         for p in list(inspect.signature(self.plan).parameters.values())[1:]:
             if p.kind is p.VAR_KEYWORD:
                 (unpacked,) = get_args(get_type_hints(self.plan)[p.name])
-                found |= dict.fromkeys(unpacked.__annotations__)
+                options |= dict.fromkeys(unpacked.__annotations__)
             elif p.name not in ("keep", "rngs"):
-                found[p.name] = p.default
-        return found
+                options[p.name] = p.default
+        return options
 
     @property
     def default_keep(self) -> float | None:
-        """The share that is kept if nothing is said."""
+        """The share kept by default."""
         keep = inspect.signature(self.plan).parameters.get("keep")
         return None if keep is None else keep.default
 

@@ -1,11 +1,11 @@
-"""What a model can tell a reducer at a site. A reducer declares what it reads; the model computes nothing else.
+"""What a model can give a reducer at a site. Reducers declare what they read; the model computes nothing else.
 
 Attention signals are softmax probabilities in float32, taken from the most recent attention layer before the site
 (the same layer's for `after_attention` and `output`, the previous layer's for `input`). None of them needs an N x N
 matrix in memory: the attention kernel returns rows or column sums. At a site in a language model the tokens are the
-visual ones: probabilities are over the whole sequence, of which the columns of the visual tokens are given.
+visual ones: probabilities are over the whole sequence, restricted to the columns of the visual tokens.
 
-A signal is declared once, below. A new one touches this table and the function that makes it.
+A signal is declared once, below. Adding one touches this table and the function that computes it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Need = Literal["class token", "text", "question embedding", "crops"]
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """One thing that a model can tell.
+    """One quantity that a model can provide.
 
-    shape: B images, N tokens, H heads, T tokens of the question, D features, Dh features of a head, P coordinates, E
+    shape: B images, N tokens, H heads, T tokens of the question, D features, Dh features per head, P coordinates, E
     features of a question's embedding. made: by the `attention` layer before the site, `at the site` itself, or
     `outside` of the model. kind: what the numbers are.
     """
@@ -64,10 +64,10 @@ SIGNALS: dict[str, Signal] = {
         Signal("text_attention", "B H T N", "attention of the question's T tokens to every token, per head",
                "attention", "probabilities", _TEXT),
         Signal("text_keys", "B T H Dh", "keys of the question's tokens", "attention", "features", _TEXT),
-        Signal("peak_attention", "B N", "attention that each token receives from visual tokens, the largest over heads "
-               "of each, mean over them", "attention", "probabilities", _TEXT),
-        Signal("peak_text_attention", "B N", "attention that each token receives from the question's tokens, the "
-               "largest over heads of each, summed over them", "attention", "probabilities", _TEXT),
+        Signal("peak_attention", "B N", "attention that each token receives from visual tokens, maximum over the "
+               "heads of each, mean over them", "attention", "probabilities", _TEXT),
+        Signal("peak_text_attention", "B N", "attention that each token receives from the question's tokens, "
+               "maximum over the heads of each, summed over them", "attention", "probabilities", _TEXT),
         Signal("next_last_token_attention", "B H N", "attention of the prompt's last token, as the layer after the "
                "site would compute it", "at the site", "probabilities", _TEXT),
         Signal("text_features", "B T D", "features of the question's tokens", "at the site", "features", _TEXT),
@@ -75,12 +75,12 @@ SIGNALS: dict[str, Signal] = {
         Signal("rotary_position", "B N P", "position of every token for RoPE, one number or (time, row, column)",
                "at the site", "positions", _TEXT),
         Signal("text_position", "B T P", "position of the question's tokens", "at the site", "positions", _TEXT),
-        Signal("rotary_logits", "B T N", "logits of the question's tokens to every token, if all queries and keys were "
+        Signal("rotary_logits", "B T N", "logits of the question's tokens to every token if all queries and keys were "
                "ones", "at the site", "logits", _TEXT),
         Signal("normed", "B N D", "features after the decoder's final norm", "at the site", "features", _TEXT),
         Signal("text_normed", "B T D", "features of the question's tokens after the decoder's final norm",
                "at the site", "features", _TEXT),
-        Signal("text_embedding", "B E", "embedding of the question by the text tower of a contrastive model",
+        Signal("text_embedding", "B E", "embedding of the question from the text tower of a contrastive model",
                "outside", "features", ("question embedding",)),
         Signal("crop_image", "B N", "image of the prompt that each token's crop belongs to, -1 = none; after the "
                "projector", "outside", "index", ("crops",)),
@@ -97,8 +97,8 @@ def made_by_attention(reads: Iterable[str]) -> tuple[str, ...]:
 class Signals:
     """Signals at one site, as attributes: `s.class_attention`. One that no reducer at the site declared is None.
 
-    key: one PRNG key an image [B], so that rows stay independent of their batch. train: whether the model is being
-    trained. Raises UserError for a signal that is not declared in `SIGNALS`.
+    key: one PRNG key per image [B], so that rows do not depend on their batch. train: whether the model is in
+    training. Raises UserError for a signal that is not declared in `SIGNALS`.
     """
 
     def __init__(self, *, key: Array | None = None, train: bool = False, **given: Array | None):
@@ -114,7 +114,7 @@ class Signals:
         return self._given.get(name)
 
     def tree_flatten(self):
-        """The signals and the key, as jax wants them."""
+        """The signals and the key, for jax."""
         names = tuple(sorted(self._given))
         return (*(self._given[name] for name in names), self.key), (names, self.train)
 
@@ -130,18 +130,18 @@ class Signals:
         return f"Signals({', '.join(self._given) or 'none'})"
 
     def replace(self, **changes: Any) -> Signals:
-        """A copy with some of them changed (None takes one away)."""
+        """A copy with some of them changed (None removes one)."""
         return Signals(**{"key": self.key, "train": self.train, **self._given, **changes})
 
     def per_token(self) -> dict[str, Array]:
-        """The signals that are there with the token axis second, [B,N,...]: the form that follows takes and merges."""
+        """The given per-token signals with the token axis second, [B,N,...], as selection and merging need them."""
         axes = {name: SIGNALS[name].axis for name in self._given}
         return {name: jnp.moveaxis(self._given[name], axis, 1) for name, axis in axes.items() if axis is not None}
 
     def of_text(self) -> dict[str, Array]:
-        """The signals that are there and have no axis of visual tokens."""
+        """The given signals that have no axis of visual tokens."""
         return {name: value for name, value in self._given.items() if SIGNALS[name].axis is None}
 
     def with_per_token(self, rows: Mapping[str, Array]) -> Signals:
-        """Inverse of `per_token`, for tokens that were taken, merged or cut into windows."""
+        """Inverse of `per_token`, for tokens that were selected, merged or split into windows."""
         return self.replace(**{name: jnp.moveaxis(row, 1, SIGNALS[name].axis) for name, row in rows.items()})

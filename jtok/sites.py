@@ -1,13 +1,13 @@
 """Where in a model a reducer is placed: a stage, a layer of it, and where in the layer.
 
-Sites are written as strings on the command line and in plans, and are objects everywhere else:
+Sites are strings on the command line and in plans, and objects everywhere else:
 
     tower.block.3.input  tower.block.3.after_attention  tower.block.3.output  ...  tower.output
     projector
     llm.input  llm.layer.0.after_attention  llm.layer.0.output  llm.layer.1.input  ...
     cross.0  cross.1  ...
 
-They are ordered as a forward pass reaches them.
+They are ordered as in a forward pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Where = Literal["input", "after_attention", "output"]
 
 WHERE: tuple[Where, ...] = ("input", "after_attention", "output")
 
-#: Stages in the order of a forward pass; any other name is that of a tower of somebody's own.
+#: Stages in the order of a forward pass; any other name is a user-defined tower.
 _RANK = {"tower": 0, "projector": 1, "llm": 2, "cross": 2}
 
 _PATTERNS = (
@@ -38,10 +38,10 @@ _PATTERNS = (
 @functools.total_ordering
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A place between two computations of a model.
+    """A point between two computations of a model.
 
-    stage: `tower`, `projector`, `llm`, `cross` (cross-attention layers, counted by themselves), or the name of another
-    stack. layer: number of its block or layer from 0; None: after the whole stage. where: before the layer, between its
+    stage: `tower`, `projector`, `llm`, `cross` (cross-attention layers, numbered separately), or the name of another
+    stack. layer: index of its block or layer from 0; None: after the whole stage. where: before the layer, between its
     attention and its MLP (after the residual), or after it. `llm.layer.K.output` and `llm.layer.K+1.input` see the same
     tokens; reducers at the former come first.
     """
@@ -58,15 +58,15 @@ class Site:
         if text == "llm.input":
             return cls("llm", 0, "input")
         for pattern in _PATTERNS:
-            found = pattern.fullmatch(text)
-            if found and found.groupdict().get("where", "output") in WHERE:
-                parts = found.groupdict()
+            match = pattern.fullmatch(text)
+            if match and match.groupdict().get("where", "output") in WHERE:
+                parts = match.groupdict()
                 layer = None if parts.get("layer") is None else int(parts["layer"])
                 where = "input" if parts["stage"] == "cross" else parts.get("where", "output")
                 return cls(parts["stage"], layer, where)
         raise UserError(
-            f"'{text}' is no site: write tower.block.3.after_attention (or .input, .output), tower.output, projector, "
-            "llm.input, llm.layer.3.input (or .after_attention, .output) or cross.0."
+            f"'{text}' is not a site: write tower.block.3.after_attention (or .input, .output), tower.output, "
+            "projector, llm.input, llm.layer.3.input (or .after_attention, .output) or cross.0."
         )
 
     def __str__(self) -> str:
@@ -95,12 +95,12 @@ LLM_INPUT = Site("llm", 0, "input")
 
 
 def tower_sites(depth: int, stage: str = "tower") -> list[Site]:
-    """All sites of a stack of `depth` blocks, in the order in which they are reached."""
+    """All sites of a stack of `depth` blocks, in forward order."""
     return [*(Site(stage, i, where) for i in range(depth) for where in WHERE), Site(stage)]
 
 
 def llm_sites(depth: int) -> list[Site]:
-    """All sites of a language model of `depth` layers, in the order in which they are reached."""
+    """All sites of a language model of `depth` layers, in forward order."""
     return [Site("llm", i, where) for i in range(depth) for where in WHERE]
 
 

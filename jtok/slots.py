@@ -1,15 +1,15 @@
-"""What a plan holds beside reducers: each slot has a protocol of its own, and a paper that needs two fills both.
+"""What a plan holds besides reducers: each slot has its own protocol, and a paper that needs two fills both.
 
     inputs      pixels or frames chosen before the tower             `InputRule`
     projector   features of the tower -> tokens of the decoder       `Projector`
     attention   how a range of layers attends                        `AttentionRule`
-    layers      layers that visual tokens leave before the end       `LayerRule`
-    cache       what stays of keys and values                        `CachePolicy`
+    layers      layers at which visual tokens exit early             `LayerRule`
+    cache       which keys and values are kept                       `CachePolicy`
     decoding    the logits of the next token                         `DecodingRule`
     training    losses, teacher, counts of a training step           `Training`
 
-All of them are frozen dataclasses (or, where something is learned, `nnx.Module`s), pure, batched, of static shapes.
-What a calibration run finds becomes options of a method: see `jtok.registry.Method.calibrate`.
+All of them are frozen dataclasses (or, where something is learned, `nnx.Module`s), pure, batched, with static
+shapes. The result of a calibration run becomes options of a method: see `jtok.registry.Method.calibrate`.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from jtok.tokens import Tokens
 
 
 class InputRule:
-    """Chooses what of an image reaches the tower: a smaller image, or some of its patches.
+    """Chooses what part of an image reaches the tower: a smaller image, or some of its patches.
 
-    A rule that resizes says so by `grid`; one that picks patches defines `keep`, and `count` says how many slots they
-    take: a cap, since the number depends on the image. `fitted` gives the rule for the images of a batch that are at
-    hand before anything is traced, so that the cap need not be all patches.
+    A rule that resizes sets `grid`; one that selects patches defines `keep`, and `count` is the number of slots they
+    take: a cap, since the number depends on the image. `fitted` adapts the rule to the images of a batch known before
+    tracing, so that the cap need not be all patches.
     """
 
-    #: Rows and columns of patches that the image is resized to; None = as it is.
+    #: Rows and columns of patches that the image is resized to; None = not resized.
     grid: tuple[int, int] | None = None
-    #: The number of patches depends on the image.
+    #: Whether the number of patches depends on the image.
     adaptive: bool = False
 
     def count(self, patches: int) -> int:
-        """Patch slots left, at most."""
+        """Maximum number of patch slots left."""
         return patches if self.grid is None else self.grid[0] * self.grid[1]
 
     def keep(self, pixels: Float[Array, "B N V"], grid: tuple[int, int]) -> Bool[Array, "B N"] | None:
-        """Which patches stay, from their values (as the tower gets them); None: all."""
+        """Which patches are kept, from their values (as the tower receives them); None: all."""
         return None
 
     def fitted(self, pixels: Float[np.ndarray, "B N V"], grid: tuple[int, int]) -> InputRule:
-        """The rule with a cap that just holds what these images keep."""
+        """The rule with the smallest cap that holds what these images keep."""
         return self
 
 
@@ -58,7 +58,7 @@ class Projector(Protocol):
     """From features of a tower to tokens of a language model, possibly fewer: an `nnx.Module`.
 
     taps: the features of the tower's layers that it names in `layers_read` ([B,N,D] each, 0 being the embedding).
-    count: tokens that a crop shall become (None: its own number). What it returns carries owners and positions on.
+    count: tokens to make of each crop (None: its own number). Its output keeps track of owners and positions.
     """
 
     layers_read: Sequence[int]
@@ -78,43 +78,43 @@ class Attending:
     valid: Bool[Array, "B S"]
     visual: Bool[Array, "B S"]  # keys of visual tokens
     after_image: Bool[Array, "B L"]  # queries that come after the last visual token; all of them in an answer
-    marks: Mapping[str, Array] | None = None  # [B,S], what the rule left when it read the prompt; None while it reads
+    marks: Mapping[str, Array] | None = None  # [B,S], from the rule's call on the prompt; None in that call
 
 
 class AttentionRule:
     """Changes how a range of layers of the language model attends, in the prompt and in the answer.
 
     `attend(v, **masks)` is the fused attention of the layer over other values [B,S,Hk,Dh]; a rule combines such calls
-    and never holds an L x S array.
+    and never materialises an L x S array.
     """
 
     def layers(self, depth: int) -> range:
-        """The layers in which it holds."""
+        """The layers it applies to."""
         return range(depth)
 
     def __call__(self, a: Attending, attend: Callable[..., Array]) -> tuple[Float[Array, "B L H Dh"], dict[str, Array]]:
-        """(output of the attention, marks [B,S] to be kept with the cache; in an answer those of `a.marks`)."""
+        """(output of the attention, marks [B,S] to keep with the cache; in an answer those of `a.marks`)."""
         raise TypeError(f"{type(self).__name__} must define __call__(attending, attend).")
 
 
 class LayerRule:
-    """Lets visual tokens leave the language model before its end.
+    """Lets visual tokens exit the language model before its last layer.
 
-    exits: the layers before which they may leave, rising. `leave` is asked at each.
+    exits: the layers before which they may exit, increasing. `leave` is called at each.
     """
 
     exits: tuple[int, ...] = ()
-    #: Signals that `leave` wants (keys of `jtok.signals.SIGNALS`).
+    #: Signals that `leave` reads (keys of `jtok.signals.SIGNALS`).
     reads: tuple[str, ...] = ()
 
     def leave(self, tokens: Tokens, s: Signals, memory: Memory, layer: int) -> Bool[Array, "B N"] | None:
-        """Which tokens leave before `layer`; None: all of them, so that later layers have no slots for any."""
+        """Which tokens exit before `layer`; None: all of them, so later layers have no slots for visual tokens."""
         raise TypeError(f"{type(self).__name__} must define leave(tokens, signals, memory, layer).")
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheStep:
-    """When a cache policy is called: for the cache of layers from `layer`, of `depth` in all."""
+    """The context of a cache policy's call: the cache of layers from `layer` on, of `depth` in total."""
 
     prefill: bool  # the prompt has just been read; no slots are free yet, and the cache may shrink
     layer: int = 0
@@ -122,21 +122,21 @@ class CacheStep:
 
 
 class CachePolicy:
-    """What stays in the cache: called for each run of layers after the prompt, and after every block of an answer.
+    """Decides what the cache keeps: called per run of layers after the prompt, and after every block of an answer.
 
-    It may mark slots as not valid and change what they hold; after the prompt it may hand over a smaller cache
-    (`jtok.cache.compact`, `take_per_head`). Later calls keep all shapes, and slots that are not valid stay so.
+    It may mark slots invalid and change their contents; after the prompt it may return a smaller cache
+    (`jtok.cache.compact`, `take_per_head`). Later calls keep all shapes, and invalid slots stay invalid.
     """
 
-    #: Of ("last_token_attention",): then `Cache.attention` is there.
+    #: Either () or ("last_token_attention",), which provides `Cache.attention`.
     reads: tuple[str, ...] = ()
 
     def count(self, patches: int) -> int:
-        """Visual slots left, at most."""
+        """Maximum number of visual slots left."""
         return patches
 
     def cuts(self, depth: int) -> tuple[int, ...]:
-        """Layers before which a cache of its own begins, where the policy does not treat all layers alike."""
+        """Layers before which a new cache begins, if the policy does not treat all layers alike."""
         return ()
 
     def __call__(self, cache: Cache, step: CacheStep) -> Cache:
@@ -144,9 +144,9 @@ class CachePolicy:
 
 
 class DecodingRule:
-    """Changes the logits of the next token; may ask for a second stream with a cache of its own.
+    """Changes the logits of the next token; may request a second stream with its own cache.
 
-    reads: as a cache policy's; the attention of the prompt's last token is then given to `second_stream`.
+    reads: as for a cache policy; the attention of the prompt's last token is then passed to `second_stream`.
     """
 
     reads: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ class DecodingRule:
     def second_stream(self, tokens: Tokens, attention: Float[Array, "layers B N"], key: Array) -> Tokens:
         """The visual tokens that the second stream reads, in the same slots.
 
-        attention: of the prompt's last token, mean over heads. key: one PRNG key a row [B].
+        attention: of the prompt's last token, mean over heads. key: one PRNG key per row [B].
         """
         raise TypeError(f"{type(self).__name__} must define second_stream(tokens, attention, key).")
 
@@ -169,8 +169,8 @@ class Training:
     """How a plan trains.
 
     objective: extra losses, `(plan, output, teacher_output, batch) -> dict of scalars`, called with the plan that holds
-    the current parameters. needs_teacher: the unreduced model, as it was before training, is run beside for
-    distillation (else teacher_output is None). variants: the plans over whose losses a step takes the mean,
+    the current parameters. needs_teacher: also run the unreduced model, as it was before training, for distillation
+    (otherwise teacher_output is None). variants: the plans over whose losses a step takes the mean,
     `(plan, key) -> plans`.
     """
 

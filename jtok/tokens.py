@@ -1,4 +1,4 @@
-"""A token set: what travels through a model and what reducers make smaller."""
+"""A token set: what a model processes and reducers shrink."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ AbsorbMode = Literal["size", "mean", "sum", "add_mean"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Token features with everything that must follow them when tokens are taken or merged.
+    """Token features, with everything that must follow them when tokens are selected or merged.
 
     Shapes: B images, N tokens, D features, N0 original patches, P position coordinates. The first `special` tokens
     (class, distillation, registers) are never dropped and own no patches.
     """
 
     x: Float[Array, "B N D"]
-    size: Float[Array, "B N"]  # patches each token stands for, float32
+    size: Float[Array, "B N"]  # patches each token represents, float32
     owner: Int[Array, "B N0"]  # index of the token that holds each original patch; -1 = dropped
     position: Float[Array, "B N P"]  # (row, column) or (time, row, column), float32; special tokens at -1
     segment: Int[Array, "B N"]  # crop, frame or image that a token belongs to
     valid: Bool[Array, "B N"] | None = None  # False = padding; None = all tokens are real
     policy: Float[Array, "B N"] | None = None  # soft keep decision in training: multiplies attention to a token
-    carry: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # arrays [B,N,...] that follow takes and merges
+    carry: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # arrays [B,N,...], selected and merged alike
     special: int = dataclasses.field(default=0, metadata={"static": True})
     grid: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})  # patches per axis at the input
     proportional: bool = dataclasses.field(default=False, metadata={"static": True})  # log size biases attention
@@ -54,18 +54,18 @@ class Tokens:
         return dataclasses.replace(self, **changes)
 
     def mask(self) -> Bool[Array, "B N"]:
-        """`valid`, spelled out when it is None."""
+        """`valid`, as all True when it is None."""
         return jnp.ones(self.x.shape[:2], bool) if self.valid is None else self.valid
 
     def split(self) -> tuple[Tokens, Tokens]:
-        """(special tokens, the others), each a token set of its own; `concat` puts them back."""
+        """(special tokens, the others), each as a separate token set; `concat` is the inverse."""
         s = self.special
         head = self._slice(slice(0, s), jnp.where(self.owner < s, self.owner, -1), special=s)
         body = self._slice(slice(s, None), jnp.where(self.owner >= s, self.owner - s, -1), special=0)
         return head, body
 
     def concat(self, other: Tokens) -> Tokens:
-        """This set followed by another part of the same images; a patch owned by both stays with this one."""
+        """This set followed by another part of the same images; a patch owned by both is assigned to this one."""
         owner = jnp.where(other.owner >= 0, other.owner + self.count, -1)
         both = (
             self.replace(valid=self.mask(), policy=self._policy()),
@@ -84,7 +84,7 @@ class Tokens:
         )
 
     def take(self, index: Int[Array, "B K"], keep: Bool[Array, "B K"] | None = None) -> Tokens:
-        """The tokens at `index`, in that order. Slots where `keep` is False become padding (zero features, not valid).
+        """The tokens at `index`, in that order. Slots where `keep` is False become padding (zero features, invalid).
 
         Raises UserError when more tokens are asked for than there are.
         """
@@ -100,16 +100,16 @@ class Tokens:
     def absorb(
         self, others: Tokens, match: Int[Array, "B M"], how: AbsorbMode = "size", weight: Array | None = None
     ) -> Tokens:
-        """Merges each of `others` into the token of this set that `match` names (-1: into none, it is dropped).
+        """Merges each of `others` into the token of this set that `match` names (-1: none, it is dropped).
 
         how: `size` size-weighted mean (or weighted by `weight=(own [B,N], theirs [B,M])`), `mean` plain mean of the
-        target and what joins it, `sum` plain sum, `add_mean` target plus the mean of what joins it (VisionZip).
+        target and its sources, `sum` plain sum, `add_mean` target plus the mean of its sources (VisionZip).
         Sizes add up and the patches of `others` change owner. Positions and `carry` are averaged by size.
         """
         num = self.count
         if others.valid is not None:
             match = jnp.where(others.valid, match, -1)
-        own, theirs = (self.size, others.size) if weight is None else weight
+        weights = (self.size, others.size) if weight is None else weight
         mass = kernels.merge(others.size[..., None], match, num)[0][..., 0]
 
         def average(a, b, wa, wb):
@@ -121,7 +121,7 @@ class Tokens:
 
         ones = jnp.ones_like(self.size), jnp.ones_like(others.size)
         if how == "size":
-            x = average(self.x, others.x, own, theirs)
+            x = average(self.x, others.x, *weights)
         elif how == "mean":
             x = average(self.x, others.x, *ones)
         else:
@@ -164,15 +164,15 @@ class Tokens:
         )
 
     def join(self, matching: Matching, how: AbsorbMode = "size") -> Tokens:
-        """The set in which the sources of a matching have joined their targets; `how` as in `absorb`."""
+        """The set after the sources of a matching are merged into their targets; `how` as in `absorb`."""
         if matching.source.shape[1] == 0:
             return self
         return self.take(matching.kept).absorb(self.take(matching.source), matching.slot, how)
 
     def pool(self, cells: np.ndarray, num: int) -> Tokens:
-        """Merges the patches of every crop by a fixed table: cell of each place of the grid, -1 = left out.
+        """Merges the patches of every crop by a fixed table: the cell of each grid position, -1 = dropped.
 
-        `num` tokens a crop, crop after crop, each the mean of its cell; there must be no special tokens. Raises
+        `num` tokens per crop, crop by crop, each the mean of its cell; there must be no special tokens. Raises
         UserError if the tokens are no longer the whole grid.
         """
         crops = self.owner.shape[1] // cells.size
@@ -187,8 +187,8 @@ class Tokens:
         """K new tokens, each a soft mixture of all tokens; `x` gives the features if they are not `weights @ x`.
 
         A patch is owned by the token that takes most of its weight (ties: the lowest index), and by none (-1) if no
-        token takes any. Sizes, positions and `carry` mix with the weights, normalised over the K tokens for sizes and
-        over the N tokens otherwise.
+        token takes any of it. Sizes, positions and `carry` mix with the weights, normalised over the K tokens for sizes
+        and over the N tokens otherwise.
         """
         w = weights.astype(jnp.float32)
         if self.valid is not None:
@@ -213,9 +213,9 @@ class Tokens:
         )
 
     def unmerge(self, y: Float[Array, "B N C"] | None = None) -> Float[Array, "B N0 C"]:
-        """Every original patch gets the row of `y` (default: features) of the token that holds it; zeros if dropped.
+        """The row of `y` (default: features) of the token that holds each original patch; zeros if dropped.
 
-        This is how dense predictions are read off a merged set.
+        Dense predictions are read off a reduced set in this way.
         """
         return kernels.gather(self.x if y is None else y, self.owner)
 
@@ -233,20 +233,20 @@ class Tokens:
 def from_features(
     x: Float[Array, "B N D"], grid: tuple[int, ...], special: int = 0, valid: Bool[Array, "B N"] | None = None
 ) -> Tokens:
-    """A fresh token set: `special` leading tokens, then one token a patch of `grid` in raster order."""
+    """A fresh token set: `special` leading tokens, then one token per patch of `grid` in raster order."""
     b, n, _ = x.shape
     n0 = n - special
     axes = jnp.meshgrid(*(jnp.arange(g, dtype=jnp.float32) for g in grid), indexing="ij")
-    where = jnp.stack([a.reshape(-1) for a in axes], -1)
-    if where.shape[0] != n0:
-        raise UserError(f"a grid of {'x'.join(map(str, grid))} has {where.shape[0]} patches, but {n0} were given.")
-    where = jnp.concatenate([jnp.full((special, len(grid)), -1.0), where])
+    position = jnp.stack([a.reshape(-1) for a in axes], -1)
+    if position.shape[0] != n0:
+        raise UserError(f"a grid of {'x'.join(map(str, grid))} has {position.shape[0]} patches, but {n0} were given.")
+    position = jnp.concatenate([jnp.full((special, len(grid)), -1.0), position])
     owner = jnp.broadcast_to(jnp.arange(special, n, dtype=jnp.int32), (b, n0))
     return Tokens(
         x=x,
         size=jnp.ones((b, n), jnp.float32) if valid is None else valid.astype(jnp.float32),
         owner=owner if valid is None else jnp.where(valid[:, special:], owner, -1),
-        position=jnp.broadcast_to(where, (b, n, len(grid))),
+        position=jnp.broadcast_to(position, (b, n, len(grid))),
         segment=jnp.zeros((b, n), jnp.int32),
         valid=valid,
         special=special,
@@ -255,7 +255,7 @@ def from_features(
 
 
 def invert(index: Int[Array, "B K"], n: int, keep: Bool[Array, "B K"] | None = None) -> Int[Array, "B n"]:
-    """For each of n old tokens the slot in `index` that took it (the last one, if several did), -1 if none."""
+    """For each of n old tokens, the slot of `index` that selects it (the last, if several do), -1 if none."""
     slots = jnp.broadcast_to(jnp.arange(index.shape[1], dtype=jnp.int32), index.shape)
     target = index if keep is None else jnp.where(keep, index, n)
     empty = jnp.full((index.shape[0], n + 1), -1, jnp.int32)
@@ -263,9 +263,9 @@ def invert(index: Int[Array, "B K"], n: int, keep: Bool[Array, "B K"] | None = N
 
 
 def rename(owner: Int[Array, "B N0"], new: Int[Array, "B N"]) -> Int[Array, "B N0"]:
-    """Follows an owner map through `new` (old token -> new token, -1 = dropped)."""
-    found = jnp.take_along_axis(new.astype(jnp.int32), jnp.maximum(owner, 0), 1)
-    return jnp.where(owner >= 0, found, -1)
+    """Maps owners through `new` (old token -> new token, -1 = dropped)."""
+    renamed = jnp.take_along_axis(new.astype(jnp.int32), jnp.maximum(owner, 0), 1)
+    return jnp.where(owner >= 0, renamed, -1)
 
 
 def first_member(assign: Int[Array, "B N"], num: int) -> Int[Array, "B num"]:

@@ -1,4 +1,4 @@
-"""Reducers made of reducers, beside `jtok.reducer.Compose`: they go with every method instead of multiplying them."""
+"""Wrappers around reducers, in addition to `jtok.reducer.Compose`, that apply to every method."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from jtok.tokens import Tokens, rename
 
 @dataclasses.dataclass(frozen=True)
 class Windowed(Reducer):
-    """Applies a reducer inside every window of `size` = (rows, columns) patches, or of every crop, separately.
+    """Applies a reducer separately in every window of `size` = (rows, columns) patches, or in every crop.
 
-    The tokens must still lie on their full grid; special tokens take no part. Only reducers without memory can stand in
-    windows.
+    The tokens must still form the full grid; special tokens are passed through. Only reducers without memory can be
+    applied in windows.
     """
 
     reducer: Reducer
@@ -51,15 +51,15 @@ class Windowed(Reducer):
 
         body = jax.tree.map(cut, patches._rows())
         owner = jnp.broadcast_to(jnp.arange(area, dtype=jnp.int32), (b * windows, area))
-        # inside, a window is a grid of its own that starts at zero
+        # inside, a window is a separate grid with its origin at zero
         corner = jnp.floor(body["position"][:, :1] / jnp.array(self.size)) * jnp.array(self.size)
         body["position"] = body["position"] - corner
         inner = patches.replace(**body, owner=owner, grid=self.size)
         key = None if s.key is None else jax.vmap(lambda k: jax.random.split(k, windows))(s.key).reshape(-1)
         text = {name: jnp.repeat(value, windows, 0) for name, value in s.of_text().items()}
-        inner, left = self.reducer(inner, s.with_per_token(jax.tree.map(cut, rows)).replace(key=key, **text), {})
-        if left:
-            raise UserError(f"{type(self.reducer).__name__} keeps a memory across sites and cannot stand in windows.")
+        inner, stored = self.reducer(inner, s.with_per_token(jax.tree.map(cut, rows)).replace(key=key, **text), {})
+        if stored:
+            raise UserError(f"{type(self.reducer).__name__} keeps memory across sites and cannot be used in windows.")
         inner = inner.replace(position=inner.position + corner)
         body = self._stitch(patches, inner, order, b, windows)
         return _with_carry_of(special, body).concat(body), memory
@@ -68,7 +68,7 @@ class Windowed(Reducer):
         """Raster indices window by window [windows * area], and the number of windows."""
         grid, size = tokens.grid, self.size
         if tokens.patches != grid[0] * grid[1]:
-            raise UserError("windows need the full patch grid: put the windowed reducer before any other.")
+            raise UserError("windows need the full patch grid: place the windowed reducer before any other.")
         if grid[0] % size[0] or grid[1] % size[1]:
             raise UserError(f"windows of {size[0]}x{size[1]} do not divide a grid of {grid[0]}x{grid[1]} patches.")
         raster = jnp.arange(grid[0] * grid[1]).reshape(grid[0] // size[0], size[0], grid[1] // size[1], size[1])
@@ -85,7 +85,7 @@ class Windowed(Reducer):
 
 
 def _with_carry_of(special: Tokens, body: Tokens) -> Tokens:
-    """The special tokens with zeros for what a reducer has written into the carry of the others."""
+    """The special tokens with zeros for what a reducer has added to the carry of the others."""
 
     def zeros(a):
         return jnp.zeros((a.shape[0], special.count, *a.shape[2:]), a.dtype)

@@ -1,1 +1,1 @@
-"""One file a paper. A method file never imports another: what two share is a primitive in `jtok`."""
+"""One file per paper. Method files never import each other: what two of them share is a primitive in `jtok`."""

@@ -1,4 +1,4 @@
-"""Every method by name, the plan that it makes for a model, and the facts that are read off that plan."""
+"""Every method by name, the plan it makes for a model, and the facts read off that plan."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from jtok.plan import SLOTS, Plan, Positions
 from jtok.registry import METHODS, Method
 from jtok.target import Target
 
-#: Ways to say how many tokens are to be left; a method is asked in one of them.
+#: Ways to say how many tokens to leave; a request uses one of them.
 AMOUNTS = ("keep", "tokens", "rates", "r", "counts", "average_tokens")
 
-#: What facts are read off for: a tower by itself, and one that a language model follows.
+#: The targets that facts are read off for: a tower alone, and one followed by a language model.
 TOWER = Target(depth=12, grid=(24, 24), width=64, heads=2, classes=10, language_width=64)
 LANGUAGE = dataclasses.replace(TOWER, layers=32)
 
-#: Stages that a tower by itself lacks.
+#: Stages that a tower alone does not have.
 _BEYOND = {"projector", "llm", "cross", "cache", "decoding"}
 
 
@@ -40,12 +40,12 @@ def methods() -> dict[str, Method]:
 
 
 def find(name: str) -> Method:
-    """The method of that name; raises UserError naming the nearest ones."""
+    """The method of that name; raises UserError naming the closest ones."""
     entries = methods()
     if name in entries:
         return entries[name]
-    near = difflib.get_close_matches(name, entries, 3, 0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`jtok list` shows them all."
+    similar = difflib.get_close_matches(name, entries, 3, 0.4)
+    hint = f"did you mean {' or '.join(similar)}?" if similar else "`jtok list` shows them all."
     raise UserError(f"there is no method called '{name}'; {hint}")
 
 
@@ -56,15 +56,15 @@ def takes_share(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a method does, read off the plans that it makes."""
+    """What a method does, read off the plans it makes."""
 
     reads: tuple[str, ...]  # signals
-    needs: tuple[str, ...]  # of a model: a class token, text ...
+    needs: tuple[str, ...]  # what a model must have: a class token, text ...
     stages: tuple[str, ...]  # where it acts in a vision-language model
     slots: tuple[str, ...]  # of `jtok.plan.SLOTS`
-    adaptive: bool  # how many tokens are left depends on the image
+    adaptive: bool  # the number of tokens left depends on the image
     learned: bool  # it has parameters of its own
-    alone: bool  # it goes with a tower that no language model follows
+    alone: bool  # it runs on a tower without a language model
 
 
 @cache
@@ -74,7 +74,7 @@ def facts(name: str) -> Facts:
     plan, tower = _plan_for(entry, LANGUAGE), _plan_for(entry, TOWER)
     alone = tower is not None and not _BEYOND.intersection(tower.stages)
     shown = tower if alone else plan
-    plan = plan or shown  # some need an option beside a language model
+    plan = plan or shown  # some need an option when there is a language model
     without = _plan_for(entry, dataclasses.replace(TOWER if alone else LANGUAGE, has_class=False, special=0))
     needs = shown.needs if without is None else tuple(n for n in shown.needs if n in without.needs)
     slots = tuple(slot for slot in SLOTS if getattr(plan, slot) is not None)
@@ -107,17 +107,17 @@ class _Recipe:
 def make_plan(
     name: str, target: Target, keep: float | None = None, *, positions: Positions | None = None, **options: Any
 ) -> Plan:
-    """The plan of a method for a target model, or of several: `visionzip+fastv` is both, one after the other.
+    """The plan of a method, or of several, for a target model: `visionzip+fastv` is both, one after the other.
 
-    keep: the share of patches left after the last site, in (0, 1] (default: the method's own, mostly 0.5). Instead of
-    it `tokens`, their number, is an option of every method, and `rates` and `r` are of those that work in stages, with
+    keep: the share of patches left after the last site, in (0, 1] (default: the method's own, usually 0.5). Every
+    method also takes `tokens`, the number of patches left, instead; staged methods take `rates` and `r` as well, and
     `blocks` and `stages` (see `jtok.ops.schedule`).
-    positions: what a language model takes for positions of what is left, in place of the method's own choice (see
-    `Plan`). Of methods that are joined, each is asked the same of what reaches it; an option `fastv.layer` is for one
-    of them alone.
+    positions: the positions that a language model gives to the tokens left, overriding the method's choice (see
+    `Plan`). Joined methods each apply the same request to the tokens that reach them; an option `fastv.layer` applies
+    to one of them only.
 
     Raises UserError for an unknown method or option, a keep ratio outside (0, 1], more than one way of saying how many
-    tokens are to be left, and for methods that do not fit the model or each other.
+    tokens to leave, and for methods that do not fit the model or each other.
     """
     if positions is not None and positions not in get_args(Positions):
         raise UserError(f"positions={positions} is not known; choose {', '.join(get_args(Positions))}.")
@@ -134,12 +134,12 @@ def make_plan(
 
 
 def _make_one(entry: Method, target: Target, keep: float | None, options: Mapping[str, Any], alone: bool) -> Plan:
-    """One method's plan; `alone`: no other is joined to it."""
+    """One method's plan; `alone`: it is not joined to another."""
     asked = {"keep": keep, **{name: options.get(name) for name in AMOUNTS[1:]}}
     asked = {name: value for name, value in asked.items() if value is not None}
     if len(asked) > 1:
         both = " and ".join(f"{name}={value}" for name, value in asked.items())
-        raise UserError(f"{entry.name} is asked for {both}, which say the same thing: give one of them.")
+        raise UserError(f"{entry.name} is asked for {both}, which say the same thing: give only one of them.")
     if "keep" in asked and not 0 < keep <= 1:
         raise UserError(f"the keep ratio is {keep}; it must be above 0 and at most 1.")
     amount, rest = dict(asked), {name: value for name, value in options.items() if name not in AMOUNTS}
@@ -147,7 +147,9 @@ def _make_one(entry: Method, target: Target, keep: float | None, options: Mappin
         amount = {"keep": _share(asked["tokens"], target)}
     if asked and entry.default_keep is None and not entry.options.keys() & asked.keys():
         if alone:
-            raise UserError(f"{entry.name} keeps no share of the tokens: leave {next(iter(asked))} away, or join it.")
+            raise UserError(
+                f"{entry.name} keeps no share of the tokens: omit {next(iter(asked))}, or join it to one that does."
+            )
         amount = {}
     if not target.layers and not facts(entry.name).alone:
         where = "before" if "projector" in facts(entry.name).stages else "in"
@@ -163,30 +165,32 @@ def _make_one(entry: Method, target: Target, keep: float | None, options: Mappin
 
 def _share(tokens: int, target: Target) -> float:
     if not isinstance(tokens, int) or not 1 <= tokens <= target.patches:
-        raise UserError(f"{tokens} tokens are asked for; there are {target.patches} patches: ask for 1 to that many.")
+        raise UserError(
+            f"{tokens} tokens are asked for; there are {target.patches} patches: choose between 1 and that many."
+        )
     return tokens / target.patches
 
 
 def _check_options(names: list[str], options: Mapping[str, Any]) -> None:
-    """Raises UserError for an option that none of the methods has."""
+    """Raises UserError for an option that none of the methods takes."""
     entries = [find(name) for name in names]
     for option in options:
-        part, _, own = option.rpartition(".")
+        part, _, bare = option.rpartition(".")
         if part and part not in names:
             raise UserError(f"the option '{option}' is for {part}, and the methods are {', '.join(names)}.")
         known = {name for entry in entries if part in ("", entry.name) for name in entry.options} | {"tokens"}
-        if own not in known:
-            near = difflib.get_close_matches(own, known, 2) or sorted(known)
-            hint = f"it takes {', '.join(near)}." if near else "it takes none."
-            raise UserError(f"{part or '+'.join(names)} has no option '{own}'; {hint}")
+        if bare not in known:
+            similar = difflib.get_close_matches(bare, known, 2) or sorted(known)
+            hint = f"it takes {', '.join(similar)}." if similar else "it takes none."
+            raise UserError(f"{part or '+'.join(names)} has no option '{bare}'; {hint}")
 
 
 def _options_of(part: str, names: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for one of several methods: those that it knows, and those that name it."""
+    """The options of one of several methods: those it takes, and those addressed to it by name."""
     known = {*find(part).options, "tokens"}
     shared = {name: value for name, value in options.items() if "." not in name and name in known}
-    mine = {name.rpartition(".")[2]: value for name, value in options.items() if name.startswith(f"{part}.")}
-    return {**shared, **mine}
+    addressed = {name.rpartition(".")[2]: value for name, value in options.items() if name.startswith(f"{part}.")}
+    return {**shared, **addressed}
 
 
 def _frozen(value: Any) -> Any:
@@ -197,6 +201,6 @@ def _frozen(value: Any) -> Any:
 
 
 def _without_class(language: bool) -> list[str]:
-    """Methods that run on towers without a class token; on those that a language model follows if `language`."""
-    found = {name: facts(name) for name in methods()}
-    return [name for name, f in found.items() if "class token" not in f.needs and (language or f.alone)]
+    """Methods that run on towers without a class token; with `language`, on those followed by a language model."""
+    entries = {name: facts(name) for name in methods()}
+    return [name for name, f in entries.items() if "class token" not in f.needs and (language or f.alone)]

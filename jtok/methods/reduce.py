@@ -15,7 +15,7 @@ from jtok.plan import Plan
 
 
 class UntrainedWarning(UserWarning):
-    """A method has learned parameters, and they are random."""
+    """The learned parameters of a method are still random."""
 
 
 def reduce(
@@ -27,13 +27,13 @@ def reduce(
     weights: str | os.PathLike | None = None,
     **options: Any,
 ) -> VLM:
-    """The model with a method placed in it, after those that it has already; parameters are shared.
+    """The model with a method placed in it, after any that it already has; parameters are shared.
 
-    method: a name, several joined by `+`, or a plan. tokens: visual tokens of a crop that shall be left (else `keep`,
-    their share). Where images may have any size, the plan is made again for the largest image or frame of a batch, and
-    the tokens are counted of that one. weights: file with the parameters of a learned method (see `load_reducer`),
-    which else starts at random, with a warning. Raises UserError for an unknown method or option, for more tokens than
-    there are, for methods that cannot be in one model, and for a file that does not fit.
+    method: a name, several joined by `+`, or a plan. tokens: visual tokens to leave per crop (or `keep`, their share).
+    Where images may have any size, the plan is made again for the largest image or frame of a batch, and `tokens`
+    refers to that one. weights: file with the parameters of a learned method (see `load_reducer`), which otherwise
+    starts from random ones, with a warning. Raises UserError for an unknown method or option, for more tokens than
+    there are, for methods that cannot share a model, and for a file that does not fit.
     """
     target = model.plan.after(model.config.target())
     if isinstance(method, Plan):
@@ -51,7 +51,7 @@ def reduce(
 
 
 def warn_if_untrained(plan: Plan) -> None:
-    """Says so where a plan has learned parameters that are random."""
+    """Warns if the learned parameters of a plan are still random."""
     if plan.untrained:
         warnings.warn(UntrainedWarning(untrained_text(plan, "weights=")), stacklevel=3)
 
@@ -63,12 +63,12 @@ def untrained_text(plan: Plan, how: str) -> str:
 
 def _counted(tokens: int, patches: int, any_size: bool) -> int:
     if tokens < 1 or tokens > patches and not any_size:
-        raise UserError(f"{tokens} tokens are asked for; the model has {patches}: ask for 1 to that many.")
+        raise UserError(f"{tokens} tokens are asked for; the model has {patches}: choose between 1 and that many.")
     return min(tokens, patches)
 
 
 def _asking(plan: Plan, tokens: int | None) -> Plan:
-    """The plan whose recipe asks for the whole number of tokens, which an image of another size may have."""
+    """The plan whose recipe asks for the full number of tokens, which an image of another size may have."""
     if tokens is None or plan.make is None:
         return plan
     options = tuple((name, tokens if name == "tokens" else value) for name, value in plan.make.options)

@@ -18,7 +18,7 @@ from jtok.target import Target
 from jtok.tokens import Tokens, from_features
 
 FACTS = {name: catalogue.facts(name) for name in catalogue.methods()}
-METHODS = [name for name, facts in FACTS.items() if facts.alone]  # go with a tower by itself
+METHODS = [name for name, facts in FACTS.items() if facts.alone]  # they run on a tower alone
 PROJECTORS = [name for name, facts in FACTS.items() if not facts.alone and "projector" in facts.stages]
 LANGUAGE = [name for name, facts in FACTS.items() if facts.stages == ("llm",) and not facts.slots and not facts.alone]
 CONFIG = ViTConfig(image=24, patch=4, width=16, depth=4, heads=2, mlp=32, classes=5)

@@ -15,13 +15,13 @@ from tests.methods import catalogue as c
 
 
 @pytest.mark.parametrize("samples", [3, 7, 12, 14, 19, 27, 34])
-def test_rounding_lets_the_end_of_some_grids_in(samples):
+def test_rounding_includes_the_end_of_some_grids(samples):
     assert len(grid(samples)) == samples
     assert grid(samples)[-1] == pytest.approx((2 * samples - 1) / (2 * samples))
 
 
 @pytest.mark.parametrize("samples", [177, 159, 143, 138, 97, 68, 99, 50, 25])
-def test_other_grids_leave_it_out(samples):
+def test_other_grids_exclude_it(samples):
     assert len(grid(samples)) == samples - 1
 
 
@@ -39,16 +39,16 @@ def test_peaked_attention_needs_fewer_tokens(variant):
     even = np.full(21, 0.05, np.float32)
     peaked = np.full(21, 0.001, np.float32)
     peaked[7] = 0.98
-    many, few = sampled(reducer, even), sampled(reducer, peaked)
-    assert many.patches == few.patches == reducer.count(20)
-    assert many.mask()[0, 1:].sum() >= 8
-    assert few.mask()[0, 1:].sum() <= 3
-    assert 7 in np.asarray(few.x[0, :, 0]), "the token that takes it all is sampled"
-    live = np.asarray(few.mask())[0]
-    assert not np.asarray(few.x)[0, ~live].any() and not np.asarray(few.size)[0, ~live].any()
+    from_even, from_peaked = sampled(reducer, even), sampled(reducer, peaked)
+    assert from_even.patches == from_peaked.patches == reducer.count(20)
+    assert from_even.mask()[0, 1:].sum() >= 8
+    assert from_peaked.mask()[0, 1:].sum() <= 3
+    assert 7 in np.asarray(from_peaked.x[0, :, 0]), "the token that takes it all is sampled"
+    live = np.asarray(from_peaked.mask())[0]
+    assert not np.asarray(from_peaked.x)[0, ~live].any() and not np.asarray(from_peaked.size)[0, ~live].any()
 
 
-def test_survivors_of_the_official_code_stand_by_rising_score():
+def test_survivors_of_the_official_code_are_ordered_by_score():
     attention = np.random.default_rng(0).dirichlet(np.ones(21)).astype(np.float32)
     out = sampled(ATS(20, "official"), attention)
     ids = np.asarray(out.x)[0, 1:, 0].astype(int)[np.asarray(out.mask())[0, 1:]]
@@ -57,7 +57,7 @@ def test_survivors_of_the_official_code_stand_by_rising_score():
     assert attention[1:].argmin() + 1 not in ids
 
 
-def test_a_single_patch_is_no_division_by_zero():
+def test_a_single_patch_causes_no_division_by_zero():
     for variant in ("simple", "official"):
         assert np.isfinite(sampled(ATS(2, variant), np.array([0.5, 0.5], np.float32)).x).all()
 

@@ -31,14 +31,14 @@ def test_tokens_that_are_not_blind_are_masked(scheme):
         assert (x[masked] == (scheme == "ones")).all()
 
 
-def test_padding_counts_for_nothing():
+def test_padding_is_ignored():
     rule = Calibrate(lamb=0.2)
     masked = rule.masked(jnp.where(VALID, ATTENTION, 9.0), VALID)
     np.testing.assert_array_equal(masked[1, :8], rule.masked(ATTENTION[:, 1:2, :8], VALID[1:2, :8])[0])
     assert not masked[1, 8:].any()
 
 
-def test_unlikely_tokens_cannot_follow_and_nan_is_left_out():
+def test_unlikely_tokens_are_excluded_and_nan_is_ignored():
     logits = jnp.asarray([[2.0, 1.5, -3.0], [2.0, 1.5, -3.0]])
     second = jnp.asarray([[2.0, 0.5, 0.0], [jnp.nan, 0.5, 0.0]])
     out = Calibrate(alpha=1.0, beta=0.1)(logits, second)

@@ -1,4 +1,4 @@
-"""Properties of methods that stand in a language model or at its projector, over the whole catalogue.
+"""Properties of methods placed in a language model or at its projector, over the whole catalogue.
 
 All sites of a method run one after the other on visual tokens and signals at random; what the real model gives them is
 tested in tests/models.
@@ -62,7 +62,7 @@ def test_jit_and_batch_of_one_change_nothing(name):
 
 
 @pytest.mark.parametrize("name", REDUCERS)
-def test_rows_do_not_see_each_other(name):
+def test_rows_are_independent(name):
     reducer, run, t, s = case(name)
     others = t.replace(x=t.x.at[1:].add(1.0)), c.signals(reducer, t, seed=8)
     first = jax.tree.map(lambda a, b: a.at[0].set(b[0]), others[1].replace(key=None), s.replace(key=None))
@@ -103,17 +103,17 @@ def test_padding_is_inert(name):
 
 
 @pytest.mark.parametrize("name", c.LANGUAGE)
-def test_a_row_keeps_its_share_whatever_stands_beside_it(name):
+def test_a_row_keeps_its_share_in_any_batch(name):
     """A row with fewer visual tokens than the batch has slots is reduced as it would be without the empty slots."""
     reducer, run = forward(name)
     full = c.tokens(special=0)
     s = c.signals(reducer, full)
-    few = jnp.broadcast_to(jnp.arange(24, dtype=jnp.int32), (c.BATCH, 24))
+    prefix = jnp.broadcast_to(jnp.arange(24, dtype=jnp.int32), (c.BATCH, 24))
     rows = {k: v[:, :24] for k, v in s.per_token().items()}
-    alone = run(full.take(few), s.with_per_token(rows))
+    alone = run(full.take(prefix), s.with_per_token(rows))
     valid = jnp.broadcast_to(jnp.arange(36) < 24, (c.BATCH, 36))
-    seen = {k: jnp.where(valid.reshape(c.BATCH, 36, *[1] * (v.ndim - 2)), v, 0) for k, v in s.per_token().items()}
-    padded = run(c.tokens(special=0, valid=valid), s.with_per_token(seen))
+    masked = {k: jnp.where(valid.reshape(c.BATCH, 36, *[1] * (v.ndim - 2)), v, 0) for k, v in s.per_token().items()}
+    padded = run(c.tokens(special=0, valid=valid), s.with_per_token(masked))
     for row in range(c.BATCH):
         live = np.asarray(padded.mask()[row])
         np.testing.assert_allclose(padded.x[row][live], alone.x[row][alone.mask()[row]], atol=1e-5)

@@ -31,14 +31,14 @@ def same_partition(a, b):
 
 
 def padded(x, extra=4, seed=9):
-    """(x with rows of junk behind it, which rows are real)."""
+    """(x padded with junk rows, which rows are real)."""
     junk = 5 * random(x.shape[0], extra, *x.shape[2:], seed=seed)
     valid = np.arange(x.shape[1] + extra) < x.shape[1]
     return np.concatenate([x, junk], 1), np.broadcast_to(valid, (x.shape[0], len(valid)))
 
 
 @pytest.mark.parametrize("linkage", ["average", "complete", "single"])
-def test_agglomeration_is_that_of_scikit_learn(linkage):
+def test_agglomeration_equals_scikit_learn(linkage):
     x = random(3, 20, 4)
     distance = cluster.cosine_distances(jnp.asarray(x))
     labels = np.asarray(jax.jit(lambda d: cluster.agglomerate(d, 6, linkage))(distance))
@@ -49,7 +49,7 @@ def test_agglomeration_is_that_of_scikit_learn(linkage):
         assert firsts == sorted(firsts)  # numbered by first member
 
 
-def test_agglomeration_takes_the_lowest_pair_among_equals_and_ignores_padding():
+def test_agglomeration_breaks_ties_by_the_lowest_pair_and_ignores_padding():
     distance = jnp.ones((2, 5, 5))
     valid = jnp.array([[True] * 5, [True, True, False, False, True]])
     labels = np.asarray(jax.jit(lambda d, v: cluster.agglomerate(d, 3, valid=v))(distance, valid))
@@ -88,7 +88,7 @@ def test_medoids(update):
         assert np.asarray(assign[b]).tolist() == groups.tolist()
 
 
-def test_means_are_those_of_scikit_learn_and_padding_is_inert():
+def test_means_equal_scikit_learn_and_padding_is_inert():
     x, weight = random(2, 18, 3), np.abs(random(2, 18, seed=1)) + 0.1
     start = np.array([[0, 4, 9, 13], [1, 2, 3, 17]], np.int32)
     centres, assign = jax.jit(lambda x, w: cluster.k_means(x, start, 4, weight=w))(x, weight)

@@ -26,7 +26,7 @@ def random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def test_a_tower_gets_its_grid_back():
+def test_the_grid_is_restored_at_the_output():
     config = ViTConfig(image=24, patch=4, width=8, depth=3, heads=2, mlp=16)
     model = ViT(config, nnx.Rngs(0))
     plan = make_plan("expedit", config.target(), keep=0.25, nearest=4)
@@ -73,11 +73,11 @@ def test_normalisation_is_by_sum_or_by_euclidean_norm():
     np.testing.assert_allclose(rebuild(x, clusters, ones, 4, 0.1, "l1"), 1, atol=1e-6)
     flat = rebuild(x, clusters, ones, 4, 0.0, "l2")  # all distances count alike: ties are kept
     np.testing.assert_allclose(flat, 6**0.5, atol=1e-5)
-    few, all_ = (rebuild(x, clusters, ones, k, 0.1, "l2") for k in (2, -1))
-    assert (np.asarray(few) < np.asarray(all_)).all() and np.asarray(few).max() <= 2**0.5 + 1e-5
+    nearest, every = (rebuild(x, clusters, ones, k, 0.1, "l2") for k in (2, -1))
+    assert (np.asarray(nearest) < np.asarray(every)).all() and np.asarray(nearest).max() <= 2**0.5 + 1e-5
 
 
-def test_misplaced_reducers_say_so():
+def test_misplaced_reducers_are_refused():
     s = Signals()
 
     def cluster_first(tokens):
@@ -85,9 +85,9 @@ def test_misplaced_reducers_say_so():
 
     tokens = from_features(random(1, 17, 4), (4, 4), 1)
     clustered, memory = jax.eval_shape(cluster_first, tokens)
-    with pytest.raises(UserError, match="its first reducer must stand before"):
+    with pytest.raises(UserError, match="its first reducer must be placed before"):
         jax.eval_shape(lambda t: Reconstruct(16)(t, s, {}), tokens)
-    with pytest.raises(UserError, match="put it before any other reducer"):
+    with pytest.raises(UserError, match="place it before any other reducer"):
         jax.eval_shape(cluster_first, clustered)
     with pytest.raises(UserError, match="made 4 clusters, but 3 are left"):
         jax.eval_shape(lambda t, m: Reconstruct(16)(t.take(jnp.arange(4)[None]), s, m), clustered, memory)

@@ -1,4 +1,4 @@
-"""FoPru has no reference code: what its two strategies must keep, on attention made for it."""
+"""FoPru has no reference code: what its two strategies must keep, on constructed attention."""
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +25,22 @@ def kept(reducer, tokens=TOKENS, **signals):
 
 
 def test_rank_keeps_the_most_attended_patches_in_order():
-    left, out = kept(FoPru(7), attention_received=RECEIVED)
+    remaining, out = kept(FoPru(7), attention_received=RECEIVED)
     scores = np.asarray(RECEIVED)[:, 1:]
     for row in range(2):
-        np.testing.assert_array_equal(np.flatnonzero(left[row]), np.sort(np.argsort(-scores[row])[:7]))
-        np.testing.assert_array_equal(out.x[row, 1:], X[row, 1:][left[row]])
+        np.testing.assert_array_equal(np.flatnonzero(remaining[row]), np.sort(np.argsort(-scores[row])[:7]))
+        np.testing.assert_array_equal(out.x[row, 1:], X[row, 1:][remaining[row]])
     assert out.valid is None and out.count == 8
 
 
 def test_row_keeps_whole_rows_of_the_largest_sum():
-    left, out = kept(FoPruRows(2, COLUMNS), attention_received=RECEIVED)
+    remaining, out = kept(FoPruRows(2, COLUMNS), attention_received=RECEIVED)
     sums = np.asarray(RECEIVED)[:, 1:].reshape(2, ROWS, COLUMNS).sum(2)
     for row in range(2):
         best = np.argsort(-sums[row])[:2]
         whole = np.repeat(np.isin(np.arange(ROWS), best), COLUMNS)
-        np.testing.assert_array_equal(left[row], whole)
-        np.testing.assert_array_equal(out.x[row, 1:], X[row, 1:][left[row]])
+        np.testing.assert_array_equal(remaining[row], whole)
+        np.testing.assert_array_equal(out.x[row, 1:], X[row, 1:][remaining[row]])
     assert out.valid is None and out.count == 1 + 2 * COLUMNS
 
 
@@ -48,27 +48,27 @@ def test_a_row_that_lost_patches_is_filled_with_padding():
     gone = jnp.ones(25, bool).at[jnp.asarray([3, 4, 9])].set(False)  # of the first two rows of the grid
     tokens = TOKENS.replace(valid=jnp.broadcast_to(gone, X.shape[:2]))
     scores = jnp.where(jnp.arange(25) <= 12, 5.0, 0.1)  # these two rows are the best all the same
-    left, out = kept(FoPruRows(2, COLUMNS), tokens, attention_received=jnp.broadcast_to(scores, X.shape[:2]))
+    remaining, out = kept(FoPruRows(2, COLUMNS), tokens, attention_received=jnp.broadcast_to(scores, X.shape[:2]))
     assert (out.mask().sum(1) == 1 + 12 - 3).all() and out.count == 1 + 12
-    assert not left[:, 12:].any() and not left[:, [2, 3, 8]].any()
+    assert not remaining[:, 12:].any() and not remaining[:, [2, 3, 8]].any()
 
 
-def test_the_class_token_alone_may_be_asked():
+def test_the_class_token_can_be_the_only_query():
     attention = jax.nn.softmax(jax.random.normal(jax.random.key(2), (2, 3, 25)))
-    left, _ = kept(FoPru(5, "class"), class_attention=attention)
+    remaining, _ = kept(FoPru(5, "class"), class_attention=attention)
     best = np.argsort(-np.asarray(attention.mean(1))[:, 1:], 1)[:, :5]
-    np.testing.assert_array_equal(left, [np.isin(np.arange(24), row) for row in best])
+    np.testing.assert_array_equal(remaining, [np.isin(np.arange(24), row) for row in best])
 
 
 @pytest.mark.parametrize(
     ("how", "count"),
     [({"keep": 0.25}, 6), ({"tokens": 13}, 12), ({"tokens": 3}, 6), ({"keep": 0.05}, 6), ({"keep": 0.8}, 18)],
 )
-def test_whole_rows_fit_into_the_number_and_one_stays(how, count):
+def test_as_many_rows_as_fit_are_kept_and_at_least_one(how, count):
     assert plan(TARGET, strategy="row", **how).counts(24)[-1][2] == count
 
 
-def test_other_words_are_refused():
+def test_other_values_are_refused():
     for options in ({"strategy": "column"}, {"query": "last"}):
         with pytest.raises(UserError, match="fopru has no"):
             plan(TARGET, **options)

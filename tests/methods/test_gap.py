@@ -1,4 +1,4 @@
-"""GAP: whatever a method leaves, in whatever order, visual tokens and answers stand where they did."""
+"""GAP: whatever a method leaves, in any order, visual tokens and answers keep their positions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Shuffle(Reducer):
 
 @pytest.fixture(scope="module")
 def read():
-    """(plan) -> (sequence behind the last layer, caches) of a small decoder and two rows of random embeddings."""
+    """(plan) -> (sequence after the last layer, caches) of a small decoder and two rows of random embeddings."""
     config = DecoderConfig(vocabulary=8, width=16, depth=3, heads=2, kv_heads=2, head_dim=8, mlp=24, tied=True)
     decoder = Decoder(config, nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(2, LENGTH, 16)).astype(np.float32)
@@ -73,24 +73,24 @@ def visual(sequence) -> np.ndarray:
     return np.take_along_axis(ids(sequence), slots, 1) - np.asarray(STARTS)[:, None]
 
 
-def test_order_and_ids_come_back(read):
+def test_order_and_ids_are_restored(read):
     out, caches = read(Plan({"llm.layer.1.input": Shuffle()}, positions="restore"))
     np.testing.assert_array_equal(visual(out), [[1, 4, 7]] * 2)
     for row, start in enumerate(STARTS):
         kept = {start + i for i in LEFT}
         want = [i for i in range(LENGTH) if not start <= i < start + IMAGE or i in kept]
         np.testing.assert_array_equal(ids(out)[row], want)
-    for cache in caches:  # an answer goes on from the length of the whole prompt, in every layer
+    for cache in caches:  # an answer continues from the length of the whole prompt, in every layer
         np.testing.assert_array_equal(cache.next, [LENGTH, LENGTH])
     assert [cache.slots for cache in caches] == [LENGTH + 2, LENGTH - 6 + 2]
 
 
-def test_a_merged_token_stands_at_its_centre(read):
+def test_a_merged_token_is_placed_at_its_centre(read):
     out, _ = read(Plan({"llm.input": Shuffle(merge=True)}, positions="restore"))
     np.testing.assert_array_equal(visual(out), [[2, 4, 7]] * 2)  # 1 and 2 (rounded to even), 4, and 6 to 8
 
 
-def test_the_ablations_restore_one_of_both(read):
+def test_the_ablations_restore_either_order_or_ids(read):
     values, _ = read(Plan({"llm.input": Shuffle()}, positions="keep"))
     np.testing.assert_array_equal(visual(values), [list(LEFT)] * 2)
     order, caches = read(Plan({"llm.input": Shuffle()}, positions="order"))
@@ -103,7 +103,7 @@ def test_the_ablations_restore_one_of_both(read):
     assert (np.diff(np.asarray(plain.slots)) > 0).all(), "the tokens lie as the method left them"
 
 
-def test_gap_goes_with_any_method():
+def test_gap_combines_with_any_method():
     assert make_plan("gap", TARGET).positions == "restore" and not make_plan("gap", TARGET).sites
     assert make_plan("fastv+gap", TARGET, 0.5).sites == make_plan("fastv", TARGET, 0.5).sites
     both = make_plan("pyramiddrop+gap", TARGET, 0.5)
@@ -132,14 +132,14 @@ def test_gap_keeps_what_the_method_keeps(read):
         ("gap", {"positions": "kept"}, "keep, renumber, restore, order"),
     ],
 )
-def test_bad_requests_get_one_sentence(name, options, words):
+def test_bad_requests_are_refused_in_one_sentence(name, options, words):
     with pytest.raises(UserError, match=words) as error:
         make_plan(name, TARGET, **options)
     assert "\n" not in str(error.value)
 
 
 def test_positions_of_two_sites_follow_each_other(read):
-    """Counted anew at every site: layers in between see no gaps."""
+    """Renumbered at every site: layers in between see no gaps."""
     plan = make_plan("pyramiddrop", TARGET, blocks=(1, 2), rates=(0.7, 0.35))
     out, caches = jax.tree.map(np.asarray, read(plan))
     np.testing.assert_array_equal([cache.next[0] for cache in caches], [15, 12, 9])

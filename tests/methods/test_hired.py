@@ -1,4 +1,4 @@
-"""HiRED's budgets for several images in a row and by area, and what is kept of a mosaic in a tiny LLaVA-NeXT."""
+"""HiRED's budgets for several images in a row and by area, and what it keeps of a mosaic in a tiny LLaVA-NeXT."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from tests.models.test_families import llava_next, next_prompt
 EARLY = jax.random.uniform(jax.random.key(0), (1, 8, 36))
 
 
-def test_images_of_a_row_have_budgets_of_their_own():
+def test_each_image_of_a_row_has_its_own_budget():
     reducer = HiREDCrops(0.3)
     both = reducer.budgets(EARLY, jnp.asarray([[0, 0, 0, 0, 0, 1, 1, -1]]))
     one, other = (reducer.budgets(EARLY[:, a:b], jnp.zeros((1, b - a), int)) for a, b in ((0, 5), (5, 7)))
@@ -37,7 +37,7 @@ def test_shares_by_area_count_the_patches_above_each_crop():
     assert strips.sum() <= 36 + total and (strips[1:] > 0).all()
 
 
-def test_tokens_a_crop_are_kept_exactly_where_the_image_is_not_cut():
+def test_images_without_crops_keep_exactly_the_tokens_asked_for():
     target = Target(depth=4, grid=(24, 24), width=8, layers=2)
     for tokens in (1, 7, 29, 64, 144, 575, 576):
         reducer = plan(target, tokens=tokens).at("projector")

@@ -58,12 +58,12 @@ def test_every_head_of_every_row_keeps_its_smallest_keys(options, left, slots):
             np.testing.assert_array_equal(got[order], want[order])
 
 
-def test_an_answer_is_left_alone():
+def test_decoding_steps_change_nothing():
     before = cache()
     assert policy(keep=0.3)(before, CacheStep(False)) is before
 
 
-def test_skipped_layers_have_caches_of_their_own():
+def test_skipped_layers_have_their_own_caches():
     plan = catalogue.make_plan("knorm", TARGET, 0.5, variant="l2compress", prune_after=4, skip_layers=[0, 3])
     assert cuts(plan, 6) == [0, 1, 3, 4, 6]
     before = cache()

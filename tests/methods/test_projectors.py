@@ -1,4 +1,4 @@
-"""Projectors that make fewer tokens: what all of them must hold, and what is particular to each."""
+"""Projectors that make fewer tokens: properties that all of them share, and those particular to each."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def features(grid=(6, 6), batch: int = 3, width: int = 16) -> Tokens:
 
 
 def project(plan: Plan, t: Tokens) -> Tokens:
-    """Tokens of a tower through the plan's projector, and what stands behind it. Tapped layers are made of the last."""
+    """Tokens of a tower through the plan's projector and any reducer after it. Tapped layers are made from the last."""
     if plan.projector is not None:
         taps = [jnp.sin((1 + i) * t.x) for i in plan.projector.layers_read]
         t = plan.projector(t, taps, plan.projector_count)
-    behind = plan.at("projector")
-    return t if behind is None else behind(t, Signals(), {})[0]
+    reducer = plan.at("projector")
+    return t if reducer is None else reducer(t, Signals(), {})[0]
 
 
 @functools.cache
@@ -65,7 +65,7 @@ def reduce(reducer, t: Tokens) -> Tokens:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_every_projector_holds(name):
+def test_properties_of_every_projector(name):
     (p, run), t = case(name), features()
     out = run(p.params(), t)
     count = OPTIONS[name]["tokens"]
@@ -169,7 +169,7 @@ def test_refusals(name, changes, sentence):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_patches_taken_before_are_refused(name):
+def test_earlier_reduction_is_refused(name):
     fewer = features().take(jnp.broadcast_to(jnp.arange(30, dtype=jnp.int32), (3, 30)))
     with pytest.raises(UserError, match="no reducer may be placed before"):
         project(plan(name), fewer)
@@ -206,7 +206,7 @@ def test_crops_of_a_row_are_pooled_one_by_one(name):
         np.testing.assert_allclose(getattr(together, field), getattr(want, field), atol=1e-6)
 
 
-def test_padding_takes_no_part_in_averages_of_cells_that_overlap():
+def test_padding_is_ignored_in_averages_of_overlapping_cells():
     reducer = plan("mlp-projector", projector="own", cells=(4, 4)).at("projector")
     t = features()
     valid = t.position[..., 0] < 5  # the last row of patches is padding
@@ -215,7 +215,7 @@ def test_padding_takes_no_part_in_averages_of_cells_that_overlap():
     np.testing.assert_array_equal(out[0].x, out[1].x)
     whole = reduce(reducer, t)
     np.testing.assert_allclose(out[0].x[:, :12], whole.x[:, :12], atol=1e-6)
-    rows = t.x.reshape(3, 6, 6, 16)[:, 4]  # what is left of the last row of cells
+    rows = t.x.reshape(3, 6, 6, 16)[:, 4]  # the remainder of the last row of cells
     np.testing.assert_allclose(out[0].x[:, 12], rows[:, :2].mean(1), atol=1e-6)
 
 
@@ -236,7 +236,7 @@ def test_m3_trains_on_all_scales():
     assert all(q.projector is p.projector for q in steps)
 
 
-def test_a_window_of_tokenpacker_sees_its_own_patches():
+def test_a_window_of_tokenpacker_reads_only_its_own_patches():
     (p, run), t = case("tokenpacker"), features()
     out = run(p.params(), t).x
     moved = run(p.params(), t.replace(x=t.x.at[:, 15].add(2.0))).x  # row 2, column 3: the window in the middle
@@ -250,15 +250,15 @@ def test_the_first_queries_of_mqt_do_not_depend_on_the_count():
     assert full.count == 16
     masked = jax.jit(lambda m: module(t, count=m))
     for m in (1, 5):
-        few, drawn = jax.jit(lambda t, m=m: module(t, count=m))(t), masked(jnp.int32(m))
-        np.testing.assert_allclose(few.x, full.x[:, :m], atol=1e-6)
-        np.testing.assert_allclose(drawn.x[:, :m], few.x, atol=1e-6)
+        fixed, drawn = jax.jit(lambda t, m=m: module(t, count=m))(t), masked(jnp.int32(m))
+        np.testing.assert_allclose(fixed.x, full.x[:, :m], atol=1e-6)
+        np.testing.assert_allclose(drawn.x[:, :m], fixed.x, atol=1e-6)
         np.testing.assert_array_equal(np.asarray(drawn.mask()), np.broadcast_to(np.arange(16) < m, (3, 16)))
         assert not drawn.x[:, m:].any() and not drawn.size[:, m:].any()
-        np.testing.assert_array_equal(drawn.owner, few.owner)
+        np.testing.assert_array_equal(drawn.owner, fixed.owner)
 
 
-def test_mqt_draws_even_counts_alike():
+def test_mqt_draws_even_counts_uniformly():
     keys = jax.random.split(jax.random.key(1), 4000)
     counts = np.bincount(jax.vmap(lambda k: mqt.draw_count(k, 16))(keys), minlength=17)
     assert counts[1::2].sum() == 0 and counts[0] == 0
@@ -268,8 +268,8 @@ def test_mqt_draws_even_counts_alike():
     assert int(second[0].projector_count) == int(mqt.draw_count(jax.random.key(0), 16))
 
 
-def test_a_learned_reducer_behind_a_learned_projector_is_refused():
+def test_a_learned_reducer_after_a_learned_projector_is_refused():
     p = plan("mqt")
-    behind = patchmerger.PatchMerger(24, 2, False, nnx.Rngs(0))
-    with pytest.raises(UserError, match="cannot stand in one plan"):
-        dataclasses.replace(p, sites={"projector": behind}).params()
+    reducer = patchmerger.PatchMerger(24, 2, False, nnx.Rngs(0))
+    with pytest.raises(UserError, match="cannot share a plan"):
+        dataclasses.replace(p, sites={"projector": reducer}).params()

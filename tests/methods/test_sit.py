@@ -1,4 +1,4 @@
-"""SiT: slimming weights, and what its distillation compares."""
+"""SiT: slimming weights, and the layers its distillation compares."""
 
 from __future__ import annotations
 

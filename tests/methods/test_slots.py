@@ -1,4 +1,4 @@
-"""Properties of what a plan holds beside reducers, for every method of the catalogue that fills such a slot.
+"""Properties of what a plan holds besides reducers, for every method of the catalogue that fills such a slot.
 
 One tiny LLaVA-1.5 with random weights reads three prompts of different length and writes four tokens after each, once
 compiled for each method; a method that is new in the catalogue is covered without being named here.
@@ -91,7 +91,7 @@ def made(name: str) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A method's one program, what it costs, and what it gave for the first batch."""
+    """A method's compiled program, its cost, and its output for the first batch."""
 
     plan: Plan
     run: jax.stages.Compiled
@@ -177,7 +177,7 @@ def test_its_cost_is_counted(case):
     assert case.cost.flops != plain.cost.flops and not case.cost.uncounted
 
 
-def test_the_answer_is_another_than_without_it(case):
+def test_the_answer_differs_from_that_without_it(case):
     plain = compiled("none").out
     assert np.abs(np.asarray(case.out[2].logits - plain[2].logits)).max() > 1e-4
 
@@ -196,13 +196,13 @@ def attending(shape: tuple[int, int, int, int] = (3, 12, 4, 6)) -> Attending:
 
 
 def alone(plan: Plan):
-    """(function, arguments) for every slot that the plan fills, called by itself on random arrays."""
+    """(function, arguments) for every slot that the plan fills, called alone on random arrays."""
     a = attending()
     logits, second = (jax.random.normal(jax.random.key(i), (3, 64)) for i in (8, 9))
     attention = jax.nn.softmax(jax.random.normal(jax.random.key(7), (4, 3, 20)))[..., :12]
     if plan.attention is not None:
-        how = {"valid": a.valid, "causal": True}
-        yield lambda a: plan.attention(a, lambda v, **more: kernels.attention_scores(a.q, a.k, v, **how, **more).out), a
+        base = {"valid": a.valid, "causal": True}
+        yield lambda a: plan.attention(a, lambda v, **m: kernels.attention_scores(a.q, a.k, v, **base, **m).out), a
     if plan.cache is not None:
         place = jnp.broadcast_to(jnp.arange(12)[None, :, None], (3, 12, 1))
         known = {"visual": a.visual, "visuals": 5, "attention": attention[:2]}

@@ -1,4 +1,4 @@
-"""Token Cropr: what is dropped comes back, and its auxiliary heads leave the tower alone."""
+"""Token Cropr: fusion restores what was dropped, and auxiliary heads send no gradient to the tower."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jtok.target import Target
 from tests.methods import catalogue as c
 
 
-def test_each_module_drops_r_and_fusion_brings_all_back():
+def test_each_module_drops_r_and_fusion_restores_all():
     outs = [out for _, _, out in c.plan("token-cropr", r=(6, 5)).counts(36)]
     assert outs == [30, 25, 36]
     outs = [out for _, _, out in c.plan("token-cropr", r=(6, 5, 5), fusion=False).counts(36)]
@@ -29,7 +29,7 @@ def test_fusion_gives_every_patch_its_own_place():
     held = np.take_along_axis(np.asarray(t.position), owner[..., None], 1)
     raster = np.stack(np.divmod(np.arange(36), 6), -1)
     np.testing.assert_array_equal(held, np.broadcast_to(raster, held.shape))
-    assert (owner[0] != np.arange(1, 37)).any(), "survivors stand in score order"
+    assert (owner[0] != np.arange(1, 37)).any(), "survivors are in score order"
 
 
 def test_auxiliary_heads_teach_the_queries_but_not_the_tower():

@@ -41,13 +41,13 @@ def decoder() -> Decoder:
 def embedded() -> tuple[np.ndarray, np.ndarray]:
     """(embeddings of prompts with sinks among text and image, embeddings of what follows)."""
     g = np.random.default_rng(0)
-    x, more = g.standard_normal((3, LENGTH, 32), np.float32), g.standard_normal((3, 4, 32), np.float32)
+    x, answers = g.standard_normal((3, LENGTH, 32), np.float32), g.standard_normal((3, 4, 32), np.float32)
     x[:, 0, 5] = 40
     for row, start in enumerate(STARTS):
         x[row, start + 2, 9] = -40
     x[1, STARTS[1] + 5, 5] = 35
-    more[:, 1, 9] = 40  # would be a sink, had it been in the prompt
-    return x, more
+    answers[:, 1, 9] = 40  # would be a sink, had it been in the prompt
+    return x, answers
 
 
 decoder(), embedded()  # made on import: first made inside a trace, they would leak out of it
@@ -61,14 +61,14 @@ def ours(fastv: bool):
         plan = plan + catalogue.make_plan("fastv", TARGET, tokens=5, layer=FASTV)
 
     @jax.jit
-    def read(x, more):
+    def read(x, answers):
         sequence, tokens = language.prompt(x, STARTS, IMAGE, plan, valid=VALID)
         run = Run(plan, tokens, llm_sites(CONFIG.depth), jax.random.split(jax.random.key(0), 3), slots=SLOTS)
         sequence, caches = prefill(decoder(), sequence, run, 4, "keep")
         outputs = []
         for start, stop in STEPS:
-            there = jnp.ones((3, stop - start), bool)
-            y, caches = append(decoder(), caches, more[:, start:stop], there, plan.attention)
+            present = jnp.ones((3, stop - start), bool)
+            y, caches = append(decoder(), caches, answers[:, start:stop], present, plan.attention)
             outputs.append(y)
         return sequence, jnp.concatenate(outputs, 1)
 
@@ -114,29 +114,29 @@ def by_hand(row: int, kept: np.ndarray, rule: bool = True) -> np.ndarray:
 
     Layers from FASTV on read what is `kept` [L].
     """
-    prompts, more = embedded()
+    prompts, answers = embedded()
     n, image = LENGTHS[row], range(STARTS[row], STARTS[row] + IMAGE)
-    x = np.concatenate([prompts[row, :n], more[row], np.zeros((LENGTH - n, 32), np.float32)])
+    x = np.concatenate([prompts[row, :n], answers[row], np.zeros((LENGTH - n, 32), np.float32)])
     slots = np.arange(len(x))
     visual = np.isin(slots, image)
     for i in range(CONFIG.depth):
         q, k, v = (np.asarray(rows, np.float64) for rows in projected(i, x))
-        seen = (slots[:, None] >= slots) & (kept if i >= FASTV else True)
-        logits = np.where(seen, np.einsum("lhd,shd->hls", q, k) / 8**0.5, -1e30)
+        visible = (slots[:, None] >= slots) & (kept if i >= FASTV else True)
+        logits = np.where(visible, np.einsum("lhd,shd->hls", q, k) / 8**0.5, -1e30)
         a = np.exp(logits - logits.max(-1, keepdims=True))
         a = a / a.sum(-1, keepdims=True)
         if rule and 2 <= i < CONFIG.depth - 1:
             h = np.asarray(x, np.float64)
             level = np.abs(h[:, [5, 9]]).max(1) / np.sqrt((h**2).mean(1) + 1e-6)
-            there = kept if i >= FASTV else np.ones_like(kept)
-            sink = (level > RULE["tau"]) & (slots < n) & there
-            a = redistributed(a, sink, visual & there, slots >= image.stop)
+            present = kept if i >= FASTV else np.ones_like(kept)
+            sink = (level > RULE["tau"]) & (slots < n) & present
+            a = redistributed(a, sink, visual & present, slots >= image.stop)
         x = finished(i, x, np.einsum("hls,shd->lhd", a, v).astype(np.float32))
     return np.asarray(x)
 
 
 @pytest.mark.parametrize("fastv", [False, True])
-def test_prompt_and_answer_equal_matrices_written_out(fastv):
+def test_prompt_and_answer_equal_explicit_matrices(fastv):
     sequence, after = ours(fastv)
     for row, n in enumerate(LENGTHS):
         real = np.asarray(sequence.valid[row])
@@ -157,7 +157,7 @@ def test_a_new_run_of_layers_begins_where_the_rule_does():
 
 
 def test_nothing_grows_with_queries_times_keys():
-    """A program for many slots holds no array of L x S entries beside what the kernel itself has in its tiles."""
+    """A program for many slots holds no array of L x S entries besides the kernel's own tiles."""
     plan = catalogue.make_plan("var-attention-sink", TARGET, **RULE)
     length = 96
 

@@ -79,7 +79,7 @@ def test_fastv_that_hides_answers_like_fastv_that_drops(model):
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
-        ("fastv", {"layer": 0}, "fastv cannot stand before layer 0: choose 1 to 3"),
+        ("fastv", {"layer": 0}, "fastv cannot be placed before layer 0: choose 1 to 3"),
         ("fastv", {"layer": 4}, "layer 4"),
         ("fastv", {"variant": "delete"}, "drop or mask"),
         ("fastv", {"tokens": 17}, "17 tokens"),

@@ -1,4 +1,4 @@
-"""One golden vector: arrays recorded from reference code, and what to hold against them."""
+"""One golden vector: arrays recorded from reference code, and what to compare with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADAPTERS = Path(__file__).with_name("adapters")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The content of one `.npz` file; its keys are described in the README beside the golden vectors."""
+    """The content of one `.npz` file; its keys are described in the README of the golden vectors."""
 
     path: Path
 
@@ -66,7 +66,7 @@ class Case:
 def difference(name: str, got: Any, want: np.ndarray, rtol: float, atol: float) -> float:
     """Largest absolute difference; raises AssertionError if shapes differ or it exceeds atol + rtol * |want|.
 
-    Integers and booleans must be equal. Infinities and NaN must stand in the same places.
+    Integers and booleans must be equal. Infinities and NaN must be in the same places.
     """
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape, f"{name}: shape {got.shape}, recorded {want.shape}"

@@ -48,7 +48,7 @@ def exact_products():
 
 @pytest.fixture
 def report(request):
-    """A list that takes one line a case for the summary: (slug, component, file, largest error)."""
+    """A list that collects one line per case for the summary: (slug, component, file, largest error)."""
     return request.config.stash[RESULTS]
 
 

@@ -16,7 +16,7 @@ from jtok.tokenizers.released import fill
 
 @dataclasses.dataclass(frozen=True)
 class InMemory(Weights):
-    """Tensors at hand in place of a file's."""
+    """Tensors in memory instead of a file's."""
 
     held: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""A decoder with recorded weights, and `prefill` over recorded embeddings: what adapters of in-LLM methods share."""
+"""A decoder with recorded weights, and `prefill` over recorded embeddings: shared by the adapters of in-LLM methods."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.parity import timm_weights
 
 @dataclasses.dataclass(frozen=True)
 class Watched(Reducer):
-    """A reducer whose result and signals are remembered, as `memory["watched"][number]`; None only watches."""
+    """A reducer whose result and signals are recorded, as `memory["watched"][number]`; None only records."""
 
     number: int
     reducer: Reducer | None = None
@@ -35,15 +35,15 @@ class Watched(Reducer):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What the reducer reads, and more."""
+        """What the reducer reads, and the recorded signals."""
         return tuple(dict.fromkeys((*(self.reducer.reads if self.reducer else ()), *self.more)))
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
         before = memory
         out, memory = (tokens, memory) if self.reducer is None else self.reducer(tokens, s, memory)
         score = self.reducer.score(tokens, s, before) if hasattr(self.reducer, "score") else None
-        seen = {"tokens": out, "before": tokens, "score": score, "signals": s.replace(key=None)}
-        return out, {**memory, "watched": {**memory.get("watched", {}), self.number: seen}}
+        record = {"tokens": out, "before": tokens, "score": score, "signals": s.replace(key=None)}
+        return out, {**memory, "watched": {**memory.get("watched", {}), self.number: record}}
 
 
 def decoder(weights: Mapping[str, np.ndarray], heads: int, eps: float, theta: float = 10000.0) -> Decoder:
@@ -114,9 +114,9 @@ def prompt(
     index = np.minimum(question, m - 1).astype(np.int32)
     if asks is not None:  # slots of the prompt -> numbers among the text
         asks = jnp.asarray(np.where(asks >= 0, asks - image * (asks > before), -1), jnp.int32)
-    there = (question < m) & rows(real, index)
+    is_text = (question < m) & rows(real, index)
     words = Text(
-        rows(x, text), jnp.asarray(text[..., None], jnp.int32), real, jnp.asarray(index), jnp.asarray(there), asks
+        rows(x, text), jnp.asarray(text[..., None], jnp.int32), real, jnp.asarray(index), jnp.asarray(is_text), asks
     )
     tokens = from_features(rows(x, visual), (1, image))
     return assemble(tokens, words, places, plan.placed), tokens
@@ -172,7 +172,7 @@ def watched(plan: Plan, *more: str) -> Plan:
 
 
 def target(image: int, layers: int, heads: int = 1) -> Target:
-    """What a method needs to know of a recorded model."""
+    """The target that a recorded model is."""
     return Target(depth=0, grid=(1, image), width=0, heads=heads, special=0, has_class=False, layers=layers)
 
 

@@ -17,7 +17,7 @@ from jtok.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class AveragePool(Reducer):
-    """Merges the tokens that lie in the same cell of a `cells` = (rows, columns) grid, weighted by size."""
+    """Averages the tokens that lie in the same cell of a `cells` = (rows, columns) grid, weighted by size."""
 
     cells: tuple[int, int]
 
@@ -27,7 +27,7 @@ class AveragePool(Reducer):
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
         special, patches = tokens.split()
         scale = jnp.array([c / g for c, g in zip(self.cells, tokens.grid, strict=True)])
-        # the small number keeps a patch on a cell's border from rounding down
+        # the epsilon keeps a patch on a cell's border from rounding down
         cell = jnp.floor(patches.position * scale + 1e-4).astype(jnp.int32)
         assign = cell[..., 0] * self.cells[1] + cell[..., 1]
         return special.concat(patches.merge(assign, self.count(patches.count))), memory

@@ -1,4 +1,4 @@
-"""Downsample image: fewer pixels, fewer patches, from the first block on. A baseline that tables often leave out."""
+"""Downsample image: fewer pixels, hence fewer patches, from the first block on. Tables often omit this baseline."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Resize(InputRule):
     training="none",
     assignment="none",
     site="input image",
-    idea="shrink the image before cutting it into patches",
+    idea="shrink the image before splitting it into patches",
     uses_position=True,
 )
 def plan(target: Target, keep: float = 0.5) -> Plan:

@@ -1,7 +1,7 @@
-"""Keep attended: while the answer is written, keep the visual slots that the prompt's last token attends to most.
+"""Keep attended: decode with only the visual slots that the prompt's last token attends to most.
 
-A plain baseline for decoding with fewer keys, of no paper. The prompt is read in full; then every run of layers keeps
-its own choice, by the attention of the last token, mean over heads and layers. Text stays.
+A plain baseline for decoding with fewer keys, not from a paper. The prompt is read in full; then every run of layers
+keeps its own selection, by the attention of the last token, mean over heads and layers. Text stays.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jtok.target import Target
 class KeepAttended(CachePolicy):
     """Keeps the `keep` visual slots that the latest token attends to most, mean over the heads and layers of a cache.
 
-    The cache that is handed over is smaller by what was dropped; later calls find nothing more to drop, so that this is
-    the choice of the prompt's last token.
+    The cache shrinks by what was dropped after the prompt; later calls have nothing left to drop, so the selection is
+    that of the prompt's last token.
     """
 
     keep: int
@@ -33,15 +33,15 @@ class KeepAttended(CachePolicy):
         return min(self.keep, patches)
 
     def __call__(self, cache: Cache, step: CacheStep) -> Cache:
-        less = cache.visuals - self.keep
-        if not step.prefill or less <= 0:
+        excess = cache.visuals - self.keep
+        if not step.prefill or excess <= 0:
             return cache
         visual = cache.visual & cache.valid
         index = select.top_k(cache.attention.mean(0), self.keep, valid=visual)
         stays = jnp.zeros_like(visual).at[jnp.arange(index.shape[0])[:, None], index].set(True)
-        # nothing reads the attention of later tokens, which without it is not computed
+        # nothing reads the attention of later tokens; without the field it is not computed
         cache = dataclasses.replace(drop(cache, visual & ~stays), visuals=self.keep, attention=None)
-        return compact(cache, cache.slots - less)
+        return compact(cache, cache.slots - excess)
 
 
 @method(

@@ -23,7 +23,7 @@ class Random(Pruner):
     """Keeps patches drawn without replacement from the image's own key."""
 
     def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
-        salt = tokens.count  # stages differ in length, so each draws anew
+        salt = tokens.count  # stages differ in length, so each makes its own draw
         return jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, salt), (tokens.count,), jnp.float32))(s.key)
 
 
@@ -35,10 +35,10 @@ class Random(Pruner):
     training="none",
     assignment="none",
     site="three blocks, after attention",
-    idea="keep patches drawn at random",
-    uses_position=True,  # the draw goes by slot, not by content
+    idea="keep patches drawn uniformly at random",
+    uses_position=True,  # the draw depends on the slot, not on the content
 )
 def plan(target: Target, keep: float = 0.5, **asked: Unpack[Asked]) -> Plan:
-    """Reduces where the staged methods do, to the same counts."""
+    """Reduces at the blocks of the staged methods, to the same counts."""
     steps = schedule.make(target.patches, target.depth, keep, asked, first=0)
     return Plan(at_blocks(steps.blocks, "after_attention", [Random(k) for k in steps.counts]))

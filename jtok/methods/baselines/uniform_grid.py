@@ -36,10 +36,10 @@ def spread_order(grid: tuple[int, int]) -> np.ndarray:
 
 
 class UniformGrid(Pruner):
-    """Keeps patches evenly spread; later stages keep a subset, still evenly spread."""
+    """Keeps evenly spread patches; later stages keep a subset that is still evenly spread."""
 
     def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
-        """The earlier in the walk over the grid, the higher."""
+        """Higher for patches earlier in the walk over the grid."""
         rows, columns = tokens.grid
         cell = jnp.clip(jnp.round(tokens.position).astype(jnp.int32), 0, jnp.array([rows - 1, columns - 1]))
         return -jnp.asarray(spread_order(tokens.grid))[cell[..., 0] * columns + cell[..., 1]].astype(jnp.float32)
@@ -57,6 +57,6 @@ class UniformGrid(Pruner):
     uses_position=True,
 )
 def plan(target: Target, keep: float = 0.5, **asked: Unpack[Asked]) -> Plan:
-    """Reduces where the staged methods do, to the same counts."""
+    """Reduces at the blocks of the staged methods, to the same counts."""
     steps = schedule.make(target.patches, target.depth, keep, asked, first=0)
     return Plan(at_blocks(steps.blocks, "after_attention", [UniformGrid(k) for k in steps.counts]))

@@ -1,9 +1,9 @@
-"""AvisC: contrast the answer with that of a model left with the image tokens that draw attention whatever is asked.
+"""AvisC: contrast the logits with those of a stream that sees only image tokens attended to whatever the question.
 
 "Don't Miss the Forest for the Trees: Attentional Vision Calibration for Large Vision Language Models",
-arXiv:2405.17820. Needs no training. Of the layers that attend to the image most, the mean attention of the prompt's
-last token singles out *blind* tokens, those more than `lamb` standard deviations above the mean. A second stream reads
-the same prompt with the embeddings of all others masked, and its logits are subtracted at every step.
+arXiv:2405.17820. Needs no training. In the layers that attend to the image most, the prompt's last token singles out
+*blind* tokens: those whose mean attention is more than `lamb` standard deviations above average. A second stream reads
+the same prompt with the embeddings of all other image tokens masked, and its logits are subtracted at every step.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ Scheme = Literal["zeros", "ones", "noise"]
 
 @dataclasses.dataclass(frozen=True)
 class Calibrate(DecodingRule):
-    """(1 + alpha) l - alpha l', where l' are the logits of the stream that reads only blind tokens.
+    """(1 + alpha) l - alpha l', where l' are the logits of the stream that sees only the blind tokens.
 
-    layer_gamma: the layers that attend to the image most are taken until they have this portion of what all layers
-    give it. lamb: standard deviations above the mean from which a token is blind. scheme: what the embeddings of the
-    others become; noise is standard normal. beta: a token less likely than this share of the likeliest cannot follow.
+    layer_gamma: layers are taken in decreasing order of their attention to the image until they hold this portion of
+    the total. lamb: a token is blind from this many standard deviations above the mean. scheme: what replaces the
+    embeddings of the others; noise is standard normal. beta: tokens less likely than beta times the likeliest one are
+    excluded.
     """
 
     layer_gamma: float = 0.5
@@ -44,19 +45,19 @@ class Calibrate(DecodingRule):
     contrasts = True
 
     def portions(self, attention: Float[Array, "layers B N"]) -> Float[Array, "layers B"]:
-        """Each layer's part of the attention that all layers give to the image."""
+        """Each layer's share of the attention that all layers give to the image."""
         image = attention.sum(-1)
         return image / jnp.maximum(image.sum(0), 1e-30)
 
     def chosen(self, portion: Float[Array, "layers B"]) -> Bool[Array, "layers B"]:
-        """The layers of largest portion, of which all but the last together stay below `layer_gamma`."""
+        """The fewest layers, by decreasing portion, that together reach `layer_gamma`."""
         order = jnp.argsort(-portion, 0, stable=True)
         reached = jnp.cumsum(jnp.take_along_axis(portion, order, 0), 0)
         count = 1 + (reached < self.layer_gamma).sum(0)
         return jnp.argsort(order, 0) < count
 
     def masked(self, attention: Float[Array, "layers B N"], valid: Bool[Array, "B N"]) -> Bool[Array, "B N"]:
-        """The tokens that are not blind; padding counts for nothing."""
+        """The tokens that are not blind; padding is ignored."""
         attention = jnp.where(valid, attention, 0)
         layers = self.chosen(self.portions(attention)).astype(jnp.float32)
         score = jnp.einsum("lbn,lb->bn", attention, layers) / layers.sum(0)[:, None]
@@ -88,8 +89,8 @@ class Calibrate(DecodingRule):
     family="decoding",
     training="none",
     assignment="none",
-    site="logits of every token of the answer",
-    idea="subtract what the most attended image tokens say alone",
+    site="logits at every decoding step",
+    idea="contrast with logits from over-attended image tokens alone",
 )
 def plan(
     target: Target,
@@ -99,12 +100,12 @@ def plan(
     alpha: float = 2.5,
     beta: float = 0.1,
 ) -> Plan:
-    """Options as of `Calibrate`; no token is removed, and every step runs the language model twice.
+    """Options as in `Calibrate`; no token is removed, and every step runs the language model twice.
 
     Raises UserError for another scheme and for beta outside (0, 1].
     """
     if scheme not in get_args(Scheme):
         raise UserError(f"avisc cannot mask with '{scheme}': choose {', '.join(get_args(Scheme))}.")
     if not 0 < beta <= 1:
-        raise UserError(f"avisc compares with the likeliest token by beta={beta}: choose above 0 and at most 1.")
+        raise UserError(f"avisc's beta is {beta}: choose one above 0 and at most 1.")
     return Plan(decoding=Calibrate(layer_gamma, lamb, scheme, alpha, beta))

@@ -1,8 +1,8 @@
-"""M3: visual tokens in nested sets, coarse to fine, of which the user takes as many as the question needs.
+"""M3: nested sets of visual tokens, coarse to fine, from which the user picks the size a question needs.
 
 "Matryoshka Multimodal Models", arXiv:2405.17430, ICLR 2025. The projected patches are averaged over square windows; on
-24x24 patches the windows of 1, 2, 4, 8 and 24 give 576, 144, 36, 9 and 1 tokens, each set the average of the next finer
-one. A model is trained on all of them at once: every step takes the mean of the scales' losses.
+24x24 patches, windows of 1, 2, 4, 8 and 24 give 576, 144, 36, 9 and 1 tokens, each set an average of the next finer
+one. The model is trained on all of them at once: every step takes the mean loss over the scales.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jtok.tokens import Tokens
 class Matryoshka(Reducer):
     """Averages windows of a square grid, crop by crop, so that about `scale` tokens are left.
 
-    The window is floor(sqrt(patches / scale)) a side; rows and columns that fill no window are dropped.
+    The window's side is floor(sqrt(patches / scale)); rows and columns that fill no window are dropped.
     """
 
     scale: int
@@ -41,7 +41,7 @@ class Matryoshka(Reducer):
         return math.isqrt(side * side // self.scale)
 
     def count(self, patches: int) -> int:
-        """Tokens of a crop; the scale itself where windows fit."""
+        """Tokens per crop; the scale itself where windows fit."""
         side = math.isqrt(patches)
         return (side // self.window(side)) ** 2
 
@@ -66,14 +66,14 @@ class AllScales:
 
 
 def nested_scales(side: int) -> tuple[int, ...]:
-    """Token counts of windows that nest, coarsest first: each window is the last one times the least prime that fits.
+    """Token counts of nesting windows, coarsest first: each window is the last one times the smallest prime that fits.
 
     24 a side: 1, 9, 36, 144, 576.
     """
     windows = [1]
     while windows[-1] < side:
-        left = side // windows[-1]
-        windows.append(windows[-1] * next(p for p in range(2, left + 1) if left % p == 0))
+        factor = side // windows[-1]
+        windows.append(windows[-1] * next(p for p in range(2, factor + 1) if factor % p == 0))
     return tuple((side // w) ** 2 for w in reversed(windows))
 
 
@@ -84,8 +84,8 @@ def nested_scales(side: int) -> tuple[int, ...]:
     family="vlm-projector",
     training="required",
     assignment="hard",
-    site="behind the projector",
-    idea="nested sets of averaged patches, the count chosen at call",
+    site="after the projector",
+    idea="nested average-pooled token sets, size chosen at inference",
     uses_position=True,
     claims=(
         Claim(
@@ -107,7 +107,7 @@ def plan(
     """`tokens` must be one of the scales, by default those whose windows nest; else the scale nearest to `keep`.
 
     projector: `own`, the model's, or a fresh one such as `mlp2x_gelu`, into which a released M3 projector can be
-    loaded. Tokens are numbered anew. Crops are pooled alike.
+    loaded. Tokens are renumbered. All crops are pooled in the same way.
     """
     side = target.grid[0]
     if target.grid != (side, side):

@@ -1,9 +1,9 @@
-"""MLP projector: every patch by itself through an MLP, and average pooling where fewer tokens are wanted.
+"""MLP projector: an MLP applied to each patch, with average pooling where fewer tokens are wanted.
 
 "Improved Baselines with Visual Instruction Tuning" (LLaVA-1.5), arXiv:2310.03744, CVPR 2024. The projector keeps all
-patches: the point of reference of every table. Adaptive average pooling before or behind it is the simplest way to
-fewer tokens; behind a model's own projector it needs no training. Where the grid does not divide evenly the cells
-overlap, as in torch.
+patches: the reference point of every table. Adaptive average pooling before or after it is the simplest way to reduce
+tokens; after a model's own projector it needs no training. Where the grid does not divide evenly the cells overlap, as
+in torch.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from jtok.tokens import Tokens
 class AdaptivePool(Reducer):
     """Averages the patches of each cell of a `cells` = (rows, columns) grid, crop by crop.
 
-    Where cells overlap, a patch is owned by the first that averages it.
+    Where cells overlap, a patch is owned by the first one that contains it.
     """
 
     cells: tuple[int, int]
 
     def count(self, patches: int) -> int:
-        """Tokens of a crop."""
+        """Tokens per crop."""
         return self.cells[0] * self.cells[1]
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
         special, patches = tokens.split()
         rows, columns = (np.arange(g) * c // g for g, c in zip(tokens.grid, self.cells, strict=True))
         merged = patches.pool(rows[:, None] * self.cells[1] + columns, self.count(0))
-        there = patches.mask()[..., None]
-        x, share = (self._pool(a, tokens.grid) for a in (jnp.where(there, patches.x, 0), there))
+        valid = patches.mask()[..., None]
+        x, share = (self._pool(a, tokens.grid) for a in (jnp.where(valid, patches.x, 0), valid))
         x = (x / jnp.maximum(share, 1e-6)).reshape(merged.x.shape)
         return special.concat(merged.replace(x=x.astype(tokens.x.dtype))), memory
 
@@ -64,8 +64,8 @@ class AdaptivePool(Reducer):
     family="vlm-projector",
     training="optional",
     assignment="hard",
-    site="the projector, with pooling before or behind it",
-    idea="an MLP for every patch, averaged on a coarser grid",
+    site="the projector, with pooling before or after it",
+    idea="an MLP per patch, pooled to a coarser grid",
     uses_position=True,
 )
 def plan(
@@ -77,10 +77,10 @@ def plan(
     cells: Sequence[int] | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> Plan:
-    """Pools to `tokens` a crop, else to the grid of the patches' shape nearest to `keep` of them.
+    """Pools to `tokens` per crop, or else to the grid of the patches' shape nearest to `keep` of them.
 
     projector: `own`, the model's, or a fresh `linear`, `mlp2x_gelu`, `identity` to be trained. pool: where averages
-    are taken; `none` leaves all patches. cells: rows and columns to pool to. Tokens are numbered anew.
+    are taken; `none` leaves all patches. cells: rows and columns to pool to. Tokens are renumbered.
     """
     if pool not in ("after", "before", "none"):
         raise UserError(f"mlp-projector cannot pool '{pool}': ask for after, before or none.")
@@ -97,6 +97,6 @@ def _cells(target: Target, keep: float, tokens: int | None) -> tuple[int, int]:
     cells = budget.coarse_grid(target.grid, keep if tokens is None else tokens / target.patches)
     if tokens is not None and cells[0] * cells[1] != tokens:
         raise UserError(
-            f"no grid of about the patches' shape has {tokens} cells: ask for {cells[0] * cells[1]}, or say cells=."
+            f"no grid of about the patches' shape has {tokens} cells: ask for {cells[0] * cells[1]}, or give cells=."
         )
     return cells

@@ -1,9 +1,9 @@
-"""TokenPacker: a coarse query for every window of patches reads the window's details out of several tower layers.
+"""TokenPacker: a coarse query per window of patches reads the window's details from several tower layers.
 
-"TokenPacker: Efficient Visual Projector for Multimodal LLM", arXiv:2407.02392, IJCV 2025. Takes the place of the
-projector and is trained with the language model by its next-token loss alone. The query is the patch grid resized to
-one token a window; it steers the weights of what is read and is not itself part of the result (as in the released
-code, where the paper speaks of updating the query).
+"TokenPacker: Efficient Visual Projector for Multimodal LLM", arXiv:2407.02392, IJCV 2025. Replaces the projector
+and is trained with the language model on the next-token loss alone. The query is the patch grid resized to one token
+per window; it determines the attention weights but is not added to the result (as in the released code, although the
+paper speaks of updating the query).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class TokenPacker(nnx.Module):
         inputs = width * len(self.layers_read)
         normal = nnx.initializers.normal(0.02)
         self.query = nnx.Linear(width, width, use_bias=False, kernel_init=normal, rngs=rngs)
-        started = {"kernel_init": normal, "rngs": rngs}
-        self.key, self.value = (MLP(inputs, width, width, **started) for _ in "kv")
+        init = {"kernel_init": normal, "rngs": rngs}
+        self.key, self.value = (MLP(inputs, width, width, **init) for _ in "kv")
         self.query_norm, self.key_norm, self.value_norm = (nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs) for _ in "qkv")
         self.attention = QueryAttention(width, heads, rngs)
-        self.project = MLP(width, out, out, **started)
+        self.project = MLP(width, out, out, **init)
 
     @property
     def names(self) -> list[rules.Rule]:
@@ -56,7 +56,7 @@ class TokenPacker(nnx.Module):
         return table + rules.attention("clip_attn", "attention")
 
     def __call__(self, tokens: Tokens, taps: Sequence[Float[Array, "B N D"]], count: int | None = None) -> Tokens:
-        """Raises UserError unless the tokens are the whole grid, and windows cover it."""
+        """Raises UserError unless the tokens are the whole grid and windows tile it."""
         rows, columns = tokens.grid
         s, cells = self.scale, (rows // self.scale, columns // self.scale)
         num = cells[0] * cells[1]
@@ -83,7 +83,7 @@ class TokenPacker(nnx.Module):
     training="required",
     assignment="hard",
     site="the projector",
-    idea="coarse queries read their window from several layers",
+    idea="coarse queries read their windows from several layers",
     uses_position=True,
     claims=(
         Claim("TokenPacker", "comparable or better accuracy, the least", 75, metric="visual tokens saved (%)"),
@@ -99,16 +99,16 @@ def plan(
     heads: int | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> Plan:
-    """Windows of 2x2, 3x3 or 4x4 patches, as `tokens` (144, 64 or 36 of 576) or `keep` wants them, or of `scale`.
+    """Windows of 2x2, 3x3 or 4x4 patches, as `tokens` (144, 64 or 36 of 576) or `keep` requires, or of side `scale`.
 
-    layers: outputs of tower blocks that are read, 0 being the embedding; default those at the shares of the depth that
-    the released model reads. heads: default one for 128 features. Tokens are numbered anew.
+    layers: outputs of tower blocks that are read, 0 being the embedding; by default those at the relative depths
+    of the released model. heads: by default one per 128 features. Tokens are renumbered.
     """
     sides = (2, 3, 4) if scale is None else (scale,)
     rows, columns = target.grid
     possible = {rows * columns // s**2: s for s in sides if s > 0 and not (rows % s or columns % s)}
     if not possible:
-        raise UserError(f"tokenpacker's windows of side {sides} do not divide {rows}x{columns} patches: say scale=.")
+        raise UserError(f"tokenpacker's windows of side {sides} do not divide {rows}x{columns} patches: give scale=.")
     count = budget.nearest_count("tokenpacker", list(possible), target.patches, keep, tokens)
     layers = tuple(round(i * target.depth / LAYERS[-1]) for i in LAYERS) if layers is None else tuple(layers)
     if not layers or not all(0 <= i <= target.depth for i in layers):

@@ -1,8 +1,8 @@
 """ATC: agglomerative clustering of tokens by their keys.
 
-"Agglomerative Token Clustering", arXiv:2409.11923, ECCV 2024. Needs no training. Stands where ToMe does, between the
-attention and the MLP, of blocks 3, 6 and 9 of 12 or of every block; merges the two nearest groups, by the cosine
-distance of head-averaged keys, until the wanted number is left.
+"Agglomerative Token Clustering", arXiv:2409.11923, ECCV 2024. Needs no training. It is placed like ToMe, between the
+attention and the MLP, in blocks 3, 6 and 9 of 12 or in every block; repeatedly merges the two nearest groups, by the
+cosine distance of head-averaged keys, until the requested number is left.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jtok.tokens import Tokens
 class ATC(Reducer):
     """`clusters` means, weighted by size, in the order of the groups' first members.
 
-    proportional: later attention is biased by log(size). Without it tokens count once each in a mean, whatever they
-    already stand for, as in the released code.
+    proportional: later attention is biased by log(size). Without it every token counts once in a mean, regardless
+    of its size, as in the released code.
     """
 
     clusters: int
@@ -58,7 +58,7 @@ class ATC(Reducer):
     training="none",
     assignment="hard",
     site="three blocks or every block, after attention",
-    idea="merge the nearest groups, one pair at a time",
+    idea="agglomeratively merge the nearest groups of tokens",
 )
 def plan(
     target: Target,
@@ -68,9 +68,9 @@ def plan(
     where: Literal["stages", "every-block"] = "stages",
     **asked: Unpack[Asked],
 ) -> Plan:
-    """where: the paper's fine-tuned models reduce in stages, those off the shelf a little in every block.
+    """where: the paper's fine-tuned models reduce in stages, its off-the-shelf models a little in every block.
 
-    Raises UserError for another `where`, and for `blocks` or `stages` beside every-block.
+    Raises UserError for another `where`, and for `blocks` or `stages` together with every-block.
     """
     size = target.patches, target.depth
     if where == "every-block":

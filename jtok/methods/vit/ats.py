@@ -1,9 +1,10 @@
-"""ATS: samples tokens in proportion to what the class token takes from them; how many differs from image to image.
+"""ATS: sample tokens by their contribution to the class token; the number kept varies from image to image.
 
 "Adaptive Token Sampling For Efficient Vision Transformers", arXiv:2111.15667, ECCV 2022. Needs no training. The paper
-samples rows of the attention matrix before it meets the values; as every later step of the block works row by row,
-taking rows after the attention's residual is the same, and so it stands after the attention. Two codes exist and give
-different tokens; both are here. Slots that an image leaves empty are marked not valid.
+samples rows of the attention matrix before it is applied to the values; as every later step of the block works row by
+row, taking rows after the attention's residual is equivalent, and so it is placed after the attention. Two
+implementations exist and select different tokens; both are available here. Slots that an image leaves empty are marked
+invalid.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ Variant = Literal["simple", "official"]
 
 
 def grid(samples: int) -> np.ndarray:
-    """Sampling points (2j+1)/(2K), float32; K-1 of them, or K where rounding lets the excluded end in."""
+    """Sampling points (2j+1)/(2K), float32; K-1 of them, or K where rounding includes the excluded end."""
     start, end, step = 1 / (2 * samples), (2 * samples - 1) / (2 * samples), 1 / samples
     points = max(1, math.ceil((end - start) / step))
     return (start + step * np.arange(points)).astype(np.float32)
 
 
 def simple_score(attention: Float[Array, "B H N"], values: Float[Array, "B N H Dh"]) -> Float[Array, "B N"]:
-    """Class attention times the length of the value, summed over heads; sums to one (almost: 1e-6 is added)."""
+    """Class attention times the norm of the value, summed over heads; sums to one (up to an added 1e-6)."""
     score = jnp.einsum("bhn,bnh->bn", attention, jnp.linalg.norm(values.astype(jnp.float32), axis=-1))
     return score / (score.sum(1, keepdims=True) + 1e-6)
 
 
 def official_score(attention: Float[Array, "B H N"], values: Float[Array, "B N H Dh"]) -> Float[Array, "B N"]:
-    """Class attention summed over heads times the length of the joint value vector; sums to one."""
+    """Class attention summed over heads, times the norm of the concatenated value vector; sums to one."""
     flat = values.astype(jnp.float32).reshape(*values.shape[:2], -1)
     score = attention.sum(1) * jnp.linalg.norm(flat, axis=-1)
     return score / jnp.maximum(score.sum(1, keepdims=True), 1e-30)
@@ -62,10 +63,10 @@ def simple_sample(
 
 
 def official_sample(score: Float[Array, "B N"], samples: int) -> tuple[Bool[Array, "B N"], Int[Array, "B N"]]:
-    """(which places of the ascending order are sampled, the order: token at each place).
+    """(which ranks of the ascending order are sampled, the order: token at each rank).
 
-    The cumulative score, in ascending order and stretched to [0,1] per image, is met at `samples` points spread evenly
-    from its smallest positive value to 1. Tokens of zero score (padding) and the lowest one are never met.
+    The cumulative score, in ascending order and rescaled to [0,1] per image, is sampled at `samples` points spaced
+    evenly from its smallest positive value to 1. Tokens of zero score (padding) and the lowest one are never sampled.
     """
     value, order = jax.lax.top_k(-score, score.shape[1])
     cdf = jnp.cumsum(-value, 1)
@@ -85,9 +86,9 @@ def _nearest(points: Float[Array, "*B R"], cdf: Float[Array, "B N"]) -> Int[Arra
 class ATS(Reducer):
     """Keeps at most as many patches as there are sampling points: `samples` ("official") or about one less ("simple").
 
-    The survivors stand in spatial order ("simple") or by rising score ("official"). The official code always takes as
-    many points as the image has patches and left-pads a shorter token set with zeros, which no point can meet; fewer
-    points make a static cap.
+    Survivors are in spatial order ("simple") or by increasing score ("official"). The official code always uses one
+    point per patch of the image and left-pads a shorter token set with zeros, which no point can sample; fewer points
+    give a static cap.
     """
 
     samples: int
@@ -126,7 +127,7 @@ class ATS(Reducer):
     training="optional",
     assignment="none",
     site="three blocks (official code: 3 to 11 of 12), after attention",
-    idea="sample tokens by class attention, as many as needed",
+    idea="sample tokens adaptively by class attention and value norm",
     uses_position=True,  # "simple" accumulates the scores in spatial order
 )
 def plan(
@@ -135,11 +136,11 @@ def plan(
     variant: Variant = "simple",
     **asked: Unpack[Asked],
 ) -> Plan:
-    """Caps on the patches left; an image may need fewer.
+    """Amounts are caps on the patches left; an image may need fewer.
 
-    variant: `simple` samples at three blocks with int(rate_i * patches) + 1 points, the rates falling to `keep`;
+    variant: `simple` samples at three blocks with int(rate_i * patches) + 1 points, the rates decreasing to `keep`;
     `official` samples int(keep * patches) points at every block from a quarter of the depth on (`keep=1` is the
-    released setting, where all saving comes from points that meet the same token). Rounding lets one point more in at
+    released setting, where all savings come from points that sample the same token). Rounding adds one point for
     some numbers of points; `tokens` and `r` are never exceeded.
     """
     if variant not in ("simple", "official"):

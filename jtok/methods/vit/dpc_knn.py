@@ -1,8 +1,9 @@
-"""DPC-KNN: groups around dense tokens far from denser ones, averaged with learned weights.
+"""DPC-KNN: cluster around dense tokens that are far from denser ones, and average with learned weights.
 
 "Not All Tokens Are Equal: Human-centric Visual Analysis via Token Clustering Transformer" (TCFormer), arXiv:2204.08680,
-CVPR 2022; as evaluated in arXiv:2308.04657. Stands before blocks 3, 6 and 9 of 12 and reads the tokens themselves. A
-linear score per stage weighs each token in its group's mean by exp(score); it starts at zero: at equal weights.
+CVPR 2022; as evaluated in arXiv:2308.04657. It is placed before blocks 3, 6 and 9 of 12 and reads the tokens
+themselves. A linear score per stage weights each token by exp(score) in its group's mean; it is initialised to zero,
+that is, to equal weights.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def weighted_mean(
 ) -> tuple[Float[Array, "B K D"], Float[Array, "B N"]]:
     """(mean of every group, share of every token in its group's mean).
 
-    As the released code, the mass of a group counts 1e-6 more than it is.
+    As in the released code, 1e-6 is added to the mass of a group.
     """
     total, mass = kernels.merge(x.astype(jnp.float32), assign, num, weight=weight)
     mass = mass + 1e-6
@@ -86,7 +87,7 @@ class DPCKNN(nnx.Module, Reducer):
     training="optional",
     assignment="hard",
     site="three blocks, before attention",
-    idea="group tokens around dense, far-apart ones",
+    idea="cluster tokens around dense, mutually distant ones",
     claims=(
         Claim("TCFormer-Light", "trained, 14.2M parameters", 79.4),
         Claim("TCFormer", "trained, 25.6M parameters", 82.3),

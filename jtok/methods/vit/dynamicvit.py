@@ -1,9 +1,10 @@
-"""DynamicViT: small predictors, trained with the model, say which patches to keep.
+"""DynamicViT: small predictors, trained with the model, decide which patches to keep.
 
-"DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", arXiv:2106.02034, NeurIPS 2021. Stands
-before blocks 3, 6 and 9 of 12 and reads the patches entering the block. In training every patch stays in memory and a
-random keep decision masks the attention to it (softly differentiable); at inference the patches of highest keep
-probability are gathered, best first. Fine-tuned with a loss on the share kept and distillation from the dense model.
+"DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", arXiv:2106.02034, NeurIPS 2021. It is
+placed before blocks 3, 6 and 9 of 12 and reads the patches entering the block. In training all patches stay in the
+sequence and a sampled keep decision masks the attention to each (differentiably, by Gumbel-softmax); at inference the
+patches with the highest keep probability are gathered, best first. Fine-tuned with a loss on the share kept and
+distillation from the dense model.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Predictor(nnx.Module):
         self.out = nnx.Linear(quarter, 2, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"], kept: Float[Array, "B N"]) -> Float[Array, "B N 2"]:
-        """`kept` weighs the patches in the mean: 0 for those dropped before."""
+        """`kept` weights the patches in the mean: 0 for those already dropped."""
         local, pooled = jnp.split(jax.nn.gelu(self.mix(self.norm(x.astype(jnp.float32))), approximate=False), 2, -1)
         weight = kept / jnp.maximum(kept.sum(1, keepdims=True), 1e-6)
         pooled = jnp.einsum("bn,bnd->bd", weight, pooled)[:, None]
@@ -51,9 +52,9 @@ class Predictor(nnx.Module):
 
 
 class DynamicViT(nnx.Module, Reducer):
-    """Keeps the `keep` patches that the predictor rates highest; in training masks those that it decides to drop.
+    """Keeps the `keep` patches that the predictor rates highest; in training, masks those it decides to drop.
 
-    Training leaves in `memory["dynamicvit"]` the share of patches kept at every stage so far, a tuple of [B].
+    In training, `memory["dynamicvit"]` holds the share of patches kept at every stage so far, a tuple of [B].
     """
 
     def __init__(self, width: int, keep: int, stage: int, rngs: nnx.Rngs):
@@ -96,7 +97,7 @@ class DynamicViT(nnx.Module, Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """The paper's losses beside cross-entropy, each times its weight.
+    """The paper's losses in addition to cross-entropy, each times its weight.
 
     ratio: mean squared gap between the share kept and its target; logits: KL divergence from the dense teacher; tokens:
     mean squared gap to the teacher's final patch features where the patch is still kept.
@@ -126,7 +127,7 @@ class Losses:
     training="required",
     assignment="none",
     site="three blocks, at the input",
-    idea="a trained predictor says which patches to keep",
+    idea="a trained predictor decides which patches to keep",
     claims=(
         Claim("DeiT-S", "keep 0.7 a stage", 79.32, gmacs=2.9),
         Claim("DeiT-B", "keep 0.7 a stage", 81.43, gmacs=11.4),

@@ -1,9 +1,9 @@
 """EViT: keep what the class token attends to, fuse the rest into one token.
 
 "Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations", arXiv:2202.07800, ICLR
-2022. Stands after the attention of blocks 3, 6 and 9 of 12. The fused token is the attention-weighted sum of what was
-dropped, its weights not renormalised (so its norm is small, as in the released code, though the paper speaks of an
-average); it comes last and competes with the others at later stages.
+2022. It is placed after the attention of blocks 3, 6 and 9 of 12. The fused token is the attention-weighted sum of the
+dropped patches, with weights not renormalised (so its norm is small, as in the released code, though the paper speaks
+of an average); it comes last and competes with the others at later stages.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class EViT(Pruner):
     training="optional",
     assignment="hard",
     site="three blocks, after attention",
-    idea="keep the attended patches, fuse the rest into one",
+    idea="keep the attended patches, fuse the rest into one token",
     claims=(
         Claim("DeiT-S", "keep 0.7 a stage, fused", 79.5, gmacs=3.0),
         Claim("DeiT-S", "keep 0.5 a stage, fused", 78.5, gmacs=2.3),
@@ -71,9 +71,9 @@ def plan(
     count_rule: Literal["initial", "current"] = "initial",
     **asked: Unpack[Asked],
 ) -> Plan:
-    """The paper's keep rate 0.7 is rates=(0.7, 0.49, 0.343); the fused token is left beside that share.
+    """The paper's keep rate 0.7 is rates=(0.7, 0.49, 0.343); the fused token is left in addition.
 
-    Of `tokens` and `r` it is one of those left. count_rule: `initial` keeps int(rate_i * initial patches) as the
+    For `tokens` and `r` it counts among those left. count_rule: `initial` keeps int(rate_i * initial patches) as the
     TokenReduction port does; `current` keeps ceil(rate * current tokens) at every stage, the fused one counted, as the
     official code does, with the rate keep ** (1 / stages). Raises UserError for other amounts under `current`.
     """

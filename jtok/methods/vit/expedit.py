@@ -1,9 +1,9 @@
-"""Expedit: the middle of the tower runs on superpixels, and the full grid comes back at the end.
+"""Expedit: the middle of the tower runs on superpixels, and the full grid is reconstructed at the end.
 
 "Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning", arXiv:2210.01035, NeurIPS 2022.
-Needs no training and reads no attention. After one block the grid of patches is clustered into a coarser one by soft
-k-means between neighbours; at the tower's output every patch is rebuilt from the refined clusters that were nearest to
-it when they were made.
+Needs no training and reads no attention. After one block the grid of patches is clustered into a coarser one by
+local soft k-means; at the tower's output every patch is reconstructed from the refined versions of the clusters that
+were nearest to it when they were formed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Cluster(Reducer):
     cells: tuple[int, int]
     iterations: int = 5
     temperature: float = 0.02
-    neighbourhood: int = 5  # odd: cells across which a patch may spread
+    neighbourhood: int = 5  # odd: side, in cells, of the window over which a patch may spread
 
     def count(self, patches: int) -> int:
         return self.cells[0] * self.cells[1]
@@ -43,7 +43,9 @@ class Cluster(Reducer):
         special, patches = tokens.split()
         grid = tokens.grid
         if len(grid) != 2 or patches.count != grid[0] * grid[1]:
-            raise UserError("expedit clusters a full two-dimensional grid of patches: put it before any other reducer.")
+            raise UserError(
+                "expedit clusters a full two-dimensional grid of patches: place it before any other reducer."
+            )
         centroids, share, real = cluster.local_soft_k_means(
             patches.x, grid, self.cells, self.iterations, self.temperature, self.neighbourhood, patches.valid
         )
@@ -54,7 +56,7 @@ class Cluster(Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruct(Reducer):
-    """Rebuilds the `patches` of the grid from the clusters, see `reconstruct`."""
+    """Reconstructs the `patches` of the grid from the clusters, see `reconstruct`."""
 
     patches: int
     nearest: int = 20
@@ -67,7 +69,9 @@ class Reconstruct(Reducer):
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
         if "expedit" not in memory:
-            raise UserError("expedit can rebuild only what it has clustered: its first reducer must stand before.")
+            raise UserError(
+                "expedit can reconstruct only what it has clustered: its first reducer must be placed before."
+            )
         special, refined = tokens.split()
         before, clusters = memory["expedit"]["patches"], memory["expedit"]["clusters"]
         if refined.count != clusters.count:
@@ -88,11 +92,11 @@ def reconstruct(
     clamp: bool = False,
     valid: Bool[Array, "B M"] | None = None,
 ) -> Float[Array, "B N E"]:
-    """Every patch as a mixture of `refined` clusters, by exp(-temperature * squared distance) to the clusters as made.
+    """Every patch as a mixture of `refined` clusters, by exp(-temperature * squared distance) to the original ones.
 
-    Only the `nearest` clusters (ties included) count, all if it is negative. normalize: the released models divide the
-    weights by their Euclidean norm; `l1` divides by their sum, the average that the paper writes. clamp: negative
-    distances, from rounding, become zero (the code for Segment Anything does so, the code for Segmenter does not).
+    Only the `nearest` clusters (ties included) are used, all if it is negative. normalize: the released models divide
+    the weights by their Euclidean norm; `l1` divides by their sum, the average given in the paper. clamp: negative
+    distances, from rounding, become zero (as in the code for Segment Anything, unlike that for Segmenter).
     """
     d = cluster.squared_distances(features, clusters)
     d = jnp.maximum(d, 0) if clamp else d
@@ -113,7 +117,7 @@ def reconstruct(
     training="none",
     assignment="soft",
     site="after one block, and at the tower's output",
-    idea="cluster the grid, rebuild it at the end",
+    idea="cluster the grid, reconstruct it at the end",
     uses_position=True,
     claims=(
         Claim("Segmenter ViT-L/16", "unreduced", 51.82, "ADE20K mIoU (%)", 658.98),
@@ -134,7 +138,7 @@ def plan(
     normalize: Normalize = "l2",
     clamp: bool = False,
 ) -> Plan:
-    """`keep` is the share of patches in the middle of the tower; all of them are back at its output.
+    """`keep` is the share of tokens in the middle of the tower; all patches are restored at its output.
 
     block: cluster after this block (default: 9 of 24, as in the paper's ADE20K model). cells: (rows, columns) of
     clusters, instead of the grid nearest to `keep`. Segment Anything's settings are temperature 0.01 and clamp.

@@ -1,9 +1,9 @@
-"""K-Medoids: keep a token near the middle of each group.
+"""K-Medoids: keep the most central token of each cluster.
 
 As evaluated in "Which Tokens to Use? Investigating Token Reduction in Vision Transformers", arXiv:2308.04657, ICCV
-Workshops 2023, after the K-Medoids form of "Token Pooling in Vision Transformers", arXiv:2110.03860. Stands before
-blocks 3, 6 and 9 of 12; reads the attention that tokens received in the block before. The output are tokens of the
-input, not averages, so it prunes for diversity.
+Workshops 2023, after the K-Medoids form of "Token Pooling in Vision Transformers", arXiv:2110.03860. It is placed
+before blocks 3, 6 and 9 of 12 and reads the attention that tokens received in the previous block. The outputs are input
+tokens, not averages, so it amounts to pruning for diversity.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from jtok.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class KMedoids(Reducer):
-    """`clusters` medoids of the patches, in the order of their first medoids; `iterations` rounds.
+    """`clusters` medoids of the patches, in the order of the initial medoids, after `iterations` rounds.
 
-    Starts from the tokens of most attention, which also weighs the distances; with `equal_weight` from a random token
-    of the image and those that lie far from it. `update`: see `jtok.ops.cluster.k_medoids`.
+    Starts from the tokens that receive most attention, which also weights the distances; with `equal_weight`, from a
+    random token of the image and those farthest from it. `update`: see `jtok.ops.cluster.k_medoids`.
     """
 
     clusters: int
@@ -76,7 +76,7 @@ class KMedoids(Reducer):
     training="optional",
     assignment="hard",
     site="three blocks, before attention",
-    idea="keep the medoid of each group",
+    idea="cluster the tokens, keep each cluster's medoid",
 )
 def plan(
     target: Target,
@@ -86,7 +86,7 @@ def plan(
     update: cluster.MedoidUpdate = "official",
     **asked: Unpack[Asked],
 ) -> Plan:
-    """`iterations` rounds; with `equal_weight` attention plays no part."""
+    """`iterations` rounds; with `equal_weight` attention is not used."""
     steps = schedule.make(target.patches, target.depth, keep, asked)
     reducers = [KMedoids(k, iterations, equal_weight, update) for k in steps.counts]
     return Plan(at_blocks(steps.blocks, "input", reducers))

@@ -1,7 +1,7 @@
-"""PatchMerger: a few learned queries attend to the patches; what they read is the new token set.
+"""PatchMerger: a few learned queries attend to the patches, and their outputs are the new tokens.
 
-"Learning to Merge Tokens in Vision Transformers", arXiv:2202.12015, 2022. Stands between blocks and is trained with the
-model by the task's loss alone. What is averaged are the *normalised* patches, without projection or residual.
+"Learning to Merge Tokens in Vision Transformers", arXiv:2202.12015, 2022. It is placed between blocks and trained
+with the model on the task loss alone. The *normalised* patches are averaged, without projection or residual.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PatchMerger(nnx.Module, Reducer):
         return self.keep
 
     def weights(self, patches: Tokens) -> tuple[Float[Array, "B K N"], Float[Array, "B N D"]]:
-        """(share of every patch in every new token, the normalised patches that are shared out)."""
+        """(share of every patch in every new token, the normalised patches)."""
         x = self.norm(patches.x.astype(jnp.float32))
         logits = jnp.einsum("kd,bnd->bkn", self.queries[...], x) * self.scale
         if patches.valid is not None:
@@ -66,7 +66,7 @@ def plan(
     rngs: nnx.Rngs | None = None,
     **asked: Unpack[Asked],
 ) -> Plan:
-    """`stages=1` merges once, after half of the blocks, as the paper does.
+    """`stages=1` merges once, after half of the blocks, as in the paper.
 
     scaled: divide the logits by sqrt(width), which the paper's formula does not.
     """

@@ -1,9 +1,9 @@
-"""Sinkhorn token pooling: patches shared out to learned cluster vectors by entropic optimal transport.
+"""Sinkhorn token pooling: distribute patches over learned cluster vectors by entropic optimal transport.
 
 The tokenizer of "Multi-Scale Hybrid Vision Transformer and Sinkhorn Tokenizer for Sewer Defect Classification",
-Automation in Construction 2022, as a reducer in "Which Tokens to Use?", arXiv:2308.04657. Stands before blocks 3, 6 and
-9 of 12; trained with the model by the task's loss. New tokens are *sums* of unit-length patches (about N/K of them), as
-in the authors' code: a patch's weights sum to one over the clusters.
+Automation in Construction 2022, as a reducer in "Which Tokens to Use?", arXiv:2308.04657. It is placed before blocks 3,
+6 and 9 of 12 and trained with the model on the task loss. New tokens are *sums* of unit-length patches (about N/K of
+them), as in the authors' code: a patch's weights sum to one over the clusters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jtok.tokens import Tokens
 
 
 def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Rows divided by their length (at least 1e-12), float32."""
+    """Rows divided by their norm (at least 1e-12), float32."""
     x = x.astype(jnp.float32)
     square = jnp.square(x).sum(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
@@ -35,25 +35,25 @@ def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
 def transport(
     logits: Float[Array, "B K N"], iterations: int, valid: Bool[Array, "B N"] | None = None
 ) -> Float[Array, "B K N"]:
-    """Weights after some Sinkhorn iterations towards equal masses, rows first; columns of valid tokens sum to one.
+    """Weights after `iterations` Sinkhorn steps towards equal masses, rows first; columns of valid tokens sum to one.
 
-    Every mass, of rows and of columns, is 1/(K+N): the two sides do not add up to the same, so this never converges,
-    and the number of iterations and their order matter.
+    All row and column masses are 1/(K+N): the two marginals have different totals, so this never converges, and the
+    number of iterations and their order matter.
     """
     k, n = logits.shape[1:]
     valid = jnp.ones((logits.shape[0], n), bool) if valid is None else valid
-    open_ = valid[:, None]
+    columns = valid[:, None]
     low = jnp.finfo(jnp.float32).min
     norm = jnp.log(k + valid.sum(1).astype(jnp.float32))[:, None, None]
     a, b = jnp.zeros((*logits.shape[:2], 1)), jnp.zeros((logits.shape[0], 1, n))
     for _ in range(iterations):
-        a = -norm - jax.nn.logsumexp(jnp.where(open_, logits + b, low), 2, keepdims=True)
+        a = -norm - jax.nn.logsumexp(jnp.where(columns, logits + b, low), 2, keepdims=True)
         b = -norm - jax.nn.logsumexp(logits + a, 1, keepdims=True)
-    return jnp.where(open_, jnp.exp(logits + a + b + norm), 0)
+    return jnp.where(columns, jnp.exp(logits + a + b + norm), 0)
 
 
 class Sinkhorn(nnx.Module, Reducer):
-    """Mixes the patches into `keep` tokens around learned unit vectors; `temperature` is the entropic one.
+    """Mixes the patches into `keep` tokens around learned unit vectors; `temperature` is that of the entropic term.
 
     The authors write the normalised vectors back into the parameter at every forward pass; a pure function cannot, so
     here the gradient passes through the normalisation, which is the same step to first order.
@@ -86,7 +86,7 @@ class Sinkhorn(nnx.Module, Reducer):
     training="required",
     assignment="soft",
     site="three blocks, at the input",
-    idea="share patches out to learned vectors by optimal transport",
+    idea="assign patches to learned vectors by optimal transport",
 )
 def plan(
     target: Target,

@@ -1,8 +1,8 @@
-"""SiT: patches are slimmed into soft mixtures of themselves, and learn to give the dense model's patches back.
+"""SiT: slim patches into soft mixtures that are trained to reconstruct the dense model's patches.
 
-"Self-slimmed Vision Transformer", arXiv:2111.12624, ECCV 2022. Token slimming modules stand between blocks; class and
-distillation tokens pass by. In training a reverse module after every block since recovers all patches from the slimmed
-ones, and these are held against the dense teacher's patches of the same layer (feature recalibration distillation).
+"Self-slimmed Vision Transformer", arXiv:2111.12624, ECCV 2022. Token slimming modules are placed between blocks; class
+and distillation tokens bypass them. In training, a reverse module after every later block recovers all patches from the
+slimmed ones, which are compared with the dense teacher's patches of that layer (feature recalibration distillation).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Recover(nnx.Module):
 
 
 class SiT(nnx.Module, Reducer):
-    """Mixes the patches into `keep`, each column of weights a softmax over the patches.
+    """Mixes the patches into `keep` tokens; the weights of each token are a softmax over the patches.
 
     Also holds the reverse modules of the `layers` layers that see this many tokens, which only training uses; then
-    `memory["sit"]` lists what every stage so far made [B,keep,D].
+    `memory["sit"]` lists the output [B,keep,D] of every stage so far.
     """
 
     def __init__(self, target: Target, keep: int, layers: int, ratio: float, reverse_ratio: float, rngs: nnx.Rngs):
@@ -81,8 +81,8 @@ class SiT(nnx.Module, Reducer):
 class Losses:
     """Feature recalibration distillation: recovered patches and logits against the dense teacher's.
 
-    patches: weight of the mean squared gap, averaged over the layers (those before the first slimming compare as they
-    are); logits: weight of the KL divergence at `temperature`, times its square.
+    patches: weight of the mean squared gap, averaged over the layers (those before the first slimming are compared
+    directly); logits: weight of the KL divergence at `temperature`, times its square.
     """
 
     blocks: tuple[int, ...]
@@ -95,7 +95,7 @@ class Losses:
         layers = [h[:, special:].astype(jnp.float32) for h in output.hidden[1:]]
         dense = [h[:, special:].astype(jnp.float32) for h in teacher.hidden[1:]]
         for block, slimmed in zip(self.blocks, output.memory["sit"], strict=True):
-            layers[block - 1] = slimmed  # what leaves the layer is what its slimming made of it
+            layers[block - 1] = slimmed  # the layer's output, as slimmed by the next block's module
             for layer, recover in enumerate(plan.at(f"tower.block.{block}.input").recover, block - 1):
                 layers[layer] = recover(layers[layer])
         gaps = [jnp.square(a - b).mean() for a, b in zip(layers, dense, strict=True)]
@@ -113,7 +113,7 @@ class Losses:
     training="required",
     assignment="soft",
     site="three blocks, at the input",
-    idea="slim patches into learned mixtures that a teacher recalibrates",
+    idea="learned patch mixtures, distilled from a dense teacher",
     claims=(
         Claim("SiT-T (LV-ViT)", "counts halved three times", 80.1, gmacs=1.0),
         Claim("SiT-XS (LV-ViT)", "counts halved three times", 81.2, gmacs=1.5),

@@ -1,9 +1,9 @@
-"""Token Cropr: each layer drops the patches that an auxiliary classifier's query looks at least.
+"""Token Cropr: each layer drops the patches that an auxiliary classifier's query attends to least.
 
 "Token Cropr: Faster ViTs for Quite a Few Tasks", arXiv:2412.00965, CVPR 2025. A module after every block scores the
-patches by raw cross-attention logits of learned queries. The queries learn through an auxiliary head on what they read,
-whose input is detached from the tower; the head is not run at inference. Last-layer fusion puts the dropped patches
-back, in the state they had when dropped, before the last block.
+patches by the raw cross-attention logits of learned queries. The queries are trained through an auxiliary head on their
+output, detached from the tower; the head is not run at inference. Last-layer fusion reinserts the dropped patches, with
+the features they had when dropped, before the last block.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class CrossAttention(nnx.Module):
         return jnp.einsum("qhd,bnhd->bhqn", self._part("q", self.queries[...]), self._part("k", x))
 
     def read(self, x: Float[Array, "B N D"], tokens: Tokens) -> Float[Array, "B Q D"]:
-        """What the queries take from the tokens that are valid, after an MLP."""
+        """What the queries read from the valid tokens, after an MLP."""
         logits = self.logits(x)
         x = x.astype(jnp.float32)
         x = self.pre_norm(x) if self.pre_norm is not None else x
@@ -71,7 +71,7 @@ class CrossAttention(nnx.Module):
 
 
 class Cropr(nnx.Module, Reducer):
-    """Drops the `drop` patches of lowest score; the others stand best first.
+    """Drops the `drop` patches of lowest score; the others are ordered best first.
 
     `memory["token-cropr"]` lists, by name, the token sets dropped so far and in training the auxiliary heads' logits
     [B,C] (with several queries [B,Q,C]).
@@ -122,7 +122,7 @@ class Cropr(nnx.Module, Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class LastLayerFusion(Reducer):
-    """Puts the `dropped` patches back behind the others, group by group."""
+    """Appends the `dropped` patches to the others, group by group."""
 
     dropped: int
 
@@ -153,7 +153,7 @@ def losses(plan: Plan, output: Any, teacher: Any, batch: Mapping[str, Array]) ->
     training="required",
     assignment="none",
     site="every block but the last two, at the output; fusion before the last",
-    idea="drop what auxiliary classifiers look at least, layer by layer",
+    idea="drop what auxiliary classifiers attend to least",
     claims=(
         Claim("MAE ViT-L", "8 dropped a layer, last-layer fusion (unpruned: 85.8)", 85.3),
         Claim("EVA02-L", "40 dropped a layer, last-layer fusion (unpruned: 56.8)", 56.7, metric="ADE20K mIoU (%)"),
@@ -169,7 +169,7 @@ def plan(
     rngs: nnx.Rngs | None = None,
     **asked: Unpack[Asked],
 ) -> Plan:
-    """`keep` is the share of patches left when the last module has dropped its own; fusion then brings all back.
+    """`keep` is the share of patches left after the last module has dropped its own; fusion then restores all.
 
     The authors' first module drops one more than the others: their 8 a layer is r=(9, 8, 8, ...). fusion: run the last
     block on all patches; without it there is one more module. heads, pre_norm, project: of the cross-attention.

@@ -1,8 +1,8 @@
-"""Token Pooling: replace the tokens by the centres of their groups.
+"""Token Pooling: replace the tokens by their cluster centres.
 
-"Token Pooling in Vision Transformers", arXiv:2110.03860, WACV 2023. Stands between blocks: here before blocks 3, 6 and
-9 of 12 (no code was released, and the paper's own schedule was not at hand). Reads the attention that tokens received
-in the block before, which picks the first centres and, in the weighted variants, weighs the tokens.
+"Token Pooling in Vision Transformers", arXiv:2110.03860, WACV 2023. It is placed between blocks: here before blocks 3,
+6 and 9 of 12 (no code was released, and the paper's own schedule was not available). Reads the attention that tokens
+received in the previous block, which selects the initial centres and, in the weighted variants, weights the tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Variant = Literal["weighted-kmeans", "kmeans", "weighted-kmedoids", "kmedoids"]
 
 @dataclasses.dataclass(frozen=True)
 class TokenPooling(Reducer):
-    """`clusters` centres: means, or members that lie nearest to the rest of their group."""
+    """`clusters` centres: means, or the member nearest to the rest of each cluster."""
 
     clusters: int
     variant: Variant = "weighted-kmeans"
@@ -35,7 +35,7 @@ class TokenPooling(Reducer):
         return min(self.clusters, patches)
 
     def score(self, tokens: Tokens, s: Signals, memory: Memory):
-        """[B,N], the highest are the first centres."""
+        """[B,N], the highest are the initial centres."""
         return s.attention_received
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
@@ -44,12 +44,12 @@ class TokenPooling(Reducer):
             return tokens, memory
         received = s.attention_received[:, tokens.special :]
         start = select.top_k(received, self.clusters, valid=patches.valid, order="score")
-        given = {"weight": received if self.variant.startswith("weighted") else None, "valid": patches.valid}
+        shared = {"weight": received if self.variant.startswith("weighted") else None, "valid": patches.valid}
         if self.variant.endswith("kmeans"):
-            x, assign = cluster.k_means(patches.x, start, self.iterations, **given)
+            x, assign = cluster.k_means(patches.x, start, self.iterations, **shared)
         else:
             distance = cluster.distances(patches.x)
-            medoid, assign = cluster.k_medoids(distance, start, self.iterations, **given, update="textbook")
+            medoid, assign = cluster.k_medoids(distance, start, self.iterations, **shared, update="textbook")
             x = patches.take(medoid).x
         return special.concat(patches.merge(assign, self.clusters).replace(x=x.astype(tokens.x.dtype))), memory
 
@@ -71,7 +71,7 @@ def plan(
     iterations: int = 5,
     **asked: Unpack[Asked],
 ) -> Plan:
-    """`variant`: centres are means or members, of weighted tokens or not."""
+    """`variant`: whether centres are means or members, and whether tokens are weighted."""
     steps = schedule.make(target.patches, target.depth, keep, asked)
     reducers = [TokenPooling(k, variant, iterations) for k in steps.counts]
     return Plan(at_blocks(steps.blocks, "input", reducers))

@@ -1,8 +1,8 @@
-"""ToMe: merge the most similar tokens a little in every block.
+"""ToMe: merge a few of the most similar tokens in every block.
 
-"Token Merging: Your ViT But Faster", arXiv:2210.09461, ICLR 2023. Needs no training. Stands between the attention and
-the MLP of every block; compares the block's keys, averaged over heads, and merges r pairs into size-weighted
-means. Afterwards attention is proportional: log(size) biases the keys.
+"Token Merging: Your ViT But Faster", arXiv:2210.09461, ICLR 2023. Needs no training. It is placed between the attention
+and the MLP of every block, compares the block's keys, averaged over heads, and merges r pairs into size-weighted means.
+From then on attention is proportional: log(size) is added to the logits of each key.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from jtok.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class ToMe(Reducer):
-    """Merges `r` tokens: by bipartite matching, into every k-th token, or r random ones into the rest.
+    """Merges `r` tokens by bipartite matching, into every k-th token, or r random ones into the rest.
 
-    The last two are the paper's ablations; here they leave special tokens alone, which the reference code does not.
+    The last two are the paper's ablations; here they exclude special tokens, unlike the reference code.
     """
 
     r: int
@@ -37,7 +37,7 @@ class ToMe(Reducer):
     reads = ("keys",)
 
     def count(self, patches: int) -> int:
-        """The k-th matching leaves floor(patches / k), with k chosen so that about r go."""
+        """The k-th matching leaves floor(patches / k), with k chosen to remove about r."""
         if self.matching == "kth":
             return patches // self._k(patches)
         return patches - (min(self.r, patches // 2) if self.matching == "bipartite" else min(self.r, patches - 1))
@@ -71,8 +71,8 @@ class ToMe(Reducer):
     training="none",
     assignment="hard",
     site="every block, after attention",
-    idea="merge the most similar pairs, bipartite, in every block",
-    uses_position=True,  # even and odd places play different parts
+    idea="merge the most similar token pairs in every block",
+    uses_position=True,  # even and odd positions play different roles
     claims=(
         Claim("ViT-S/16", "r=13, off the shelf", 79.30),
         Claim("ViT-B/16", "r=13, off the shelf", 82.60),
@@ -87,11 +87,11 @@ def plan(
     proportional: bool = True,
     **asked: Unpack[Asked],
 ) -> Plan:
-    """`keep` and `tokens` are reached by removing the same number in every block; the paper's models have r=13.
+    """`keep` and `tokens` are reached by removing the same number in every block; the paper's models use r=13.
 
-    proportional: off for MAE models that were not trained with merging. matching: `kth` leaves floor(n / k) tokens of
-    n, whatever it is asked, and so takes no `r`. Raises UserError for an r that the first merging block cannot remove
-    (at most half of the patches merge in one block; later ones what they can), and for counts that a matching misses.
+    proportional: off for MAE models that were not trained with merging. matching: `kth` always leaves floor(n / k) of n
+    tokens, and so takes no `r`. Raises UserError for an r that the first merging block cannot remove (at most half of
+    the patches can merge in one block; later blocks merge what they can), and for counts that a matching cannot reach.
     """
     if matching not in ("bipartite", "kth", "random"):
         raise UserError(f"tome has no matching '{matching}'; it is bipartite, kth or random.")
@@ -104,9 +104,9 @@ def plan(
     reducers, before = [], n
     for count, removed in zip(steps.counts, steps.removals(n), strict=True):
         reducers.append(ToMe(removed, matching, proportional))
-        if (left := reducers[-1].count(before)) != count:
+        if (reached := reducers[-1].count(before)) != count:
             raise UserError(
-                f"tome's kth matching leaves {left} of {before} tokens where {count} are asked for: give few blocks "
+                f"tome's kth matching leaves {reached} of {before} tokens where {count} are asked for: give few blocks "
                 "and keep 1 / k, such as blocks=(6,) and keep 0.5."
             )
         before = count

@@ -1,8 +1,8 @@
 """Top-K: keep the patches that the class token attends to most.
 
 Baseline of "Which Tokens to Use? Investigating Token Reduction in Vision Transformers", arXiv:2308.04657, ICCV
-Workshops 2023; EViT (arXiv:2202.07800) without its fused token. Stands after the attention of blocks 3, 6 and 9 of 12
-and orders the survivors by score.
+Workshops 2023; equivalent to EViT (arXiv:2202.07800) without its fused token. It is placed after the attention of
+blocks 3, 6 and 9 of 12 and orders the survivors by score.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jtok.tokens import Tokens
 
 
 class TopK(Pruner):
-    """Keeps the patches of highest class attention, averaged over heads, best first."""
+    """Keeps the patches with the highest class attention, averaged over heads, best first."""
 
     order = "score"
     reads = ("class_attention",)
@@ -40,7 +40,7 @@ class TopK(Pruner):
     training="optional",
     assignment="none",
     site="three blocks, after attention",
-    idea="keep what the class token attends to",
+    idea="keep the patches that the class token attends to",
     claims=(
         Claim("DeiT-S", "official EViT code without fusion, keep 0.7 a stage", 79.4, gmacs=3.0),
         Claim("DeiT-S", "official EViT code without fusion, keep 0.5 a stage", 78.4, gmacs=2.3),

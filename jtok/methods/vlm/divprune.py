@@ -1,9 +1,9 @@
 """DivPrune: keep the visual tokens that differ most from each other.
 
 "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", arXiv:2503.02175, CVPR 2025. Needs no
-training and no attention. Stands before the language model, on the projected tokens of all crops together: first the
-token whose nearest neighbour is farthest by cosine, then again and again the one farthest from all picked so far
-(greedy max-min diversity). Survivors stay in their order.
+training and no attention. It is placed before the language model, on the projected tokens of all crops together. The
+first pick is the token whose nearest neighbour is farthest in cosine distance; each further pick is the token farthest
+from all picked so far (greedy max-min diversity). Survivors keep their order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jtok.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class DivPrune(Reducer):
-    """Keeps a `share` of the patches; of an image with padding that share of the real ones, padded behind."""
+    """Keeps a `share` of the real patches; an image with padding is padded at the end."""
 
     share: float
 
@@ -46,8 +46,8 @@ class DivPrune(Reducer):
         if patches.valid is None:
             return special.concat(patches.take(select.ascending(picks, n))), memory
         quota = jnp.asarray([self.count(real) for real in range(n + 1)])[patches.valid.sum(1)]
-        mine = jnp.arange(picks.shape[1]) < quota[:, None]
-        kept = select.members(jnp.where(mine & (picks >= 0), picks, n), n)
+        within = jnp.arange(picks.shape[1]) < quota[:, None]
+        kept = select.members(jnp.where(within & (picks >= 0), picks, n), n)
         index = select.member_index(kept, picks.shape[1])
         return special.concat(patches.take(index, jnp.take_along_axis(kept, index, 1))), memory
 
@@ -60,12 +60,12 @@ class DivPrune(Reducer):
     training="none",
     assignment="none",
     site="before the language model",
-    idea="keep tokens that are far from each other",
+    idea="keep tokens that are farthest from each other",
 )
 def plan(target: Target, keep: float = 0.5, tokens: int | None = None) -> Plan:
-    """`tokens` a crop are kept, else `keep` of all; crops compete with each other. The paper keeps 0.098.
+    """Keeps `tokens` per crop, or else the share `keep`; crops compete with each other. The paper keeps 0.098.
 
-    Those that are left are numbered anew. Without a language model it stands behind the tower.
+    Survivors are renumbered. Without a language model it is placed after the tower.
     """
     share = keep if tokens is None else budget.visual_tokens(target.patches, keep, tokens) / target.patches
     return Plan({"llm.input" if target.layers else "tower.output": DivPrune(share)}, positions="renumber")

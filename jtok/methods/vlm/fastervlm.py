@@ -1,9 +1,9 @@
 """FasterVLM: keep the patches that the class token attends to, before the projector.
 
 "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster", arXiv:2412.01818.
-Needs no training. Stands behind the tower and reads the class token's attention in its last layer (the one whose
-features the language model takes), averaged over heads; survivors stay in their order. Of an image cut into crops,
-every crop keeps the same number.
+Needs no training. It is placed after the tower and reads the class token's attention in the last layer (the one whose
+features the language model receives), averaged over heads; survivors keep their order. Every crop of an image keeps
+the same number.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class FasterVLM(Pruner):
     training="none",
     assignment="none",
     site="tower output",
-    idea="keep what the class token attends to last",
+    idea="keep patches by the last layer's class attention",
     claims=(Claim("LLaVA-1.5-7B", "5 % of the visual tokens", 90.0, metric="share of the full model's score (%)"),),
 )
 def plan(target: Target, keep: float = 0.5, tokens: int | None = None) -> Plan:
-    """`tokens` of every crop are kept, else `keep` of them; those that are left are numbered anew, as in the code."""
+    """Keeps `tokens` of every crop, or else the share `keep`; survivors are renumbered, as in the released code."""
     kept = budget.visual_tokens(target.patches, keep, tokens)
     return Plan({"tower.output": FasterVLM(kept)}, positions="renumber")

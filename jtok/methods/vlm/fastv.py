@@ -1,9 +1,9 @@
-"""FastV: behind the second layer of the language model, keep the visual tokens that the prompt's last token looks at.
+"""FastV: after the second layer of the language model, keep visual tokens that the prompt's last token attends to.
 
 "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models",
-arXiv:2403.06764, ECCV 2024. Needs no training. Reads the last layer's attention of the prompt's last token, averaged
-over heads; the survivors keep their order and their positions. The released code also hides the others instead of
-dropping them (the same answers, no time saved), which the paper's ablations use.
+arXiv:2403.06764, ECCV 2024. Needs no training. Reads the previous layer's attention from the prompt's last token,
+averaged over heads; survivors keep their order and positions. The released code can also mask the others instead of
+dropping them (same answers, no time saved), which the paper's ablations use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jtok.tokens import Tokens, rename
 
 
 class FastV(SharePruner):
-    """Keeps the share of highest attention from the last token, mean over heads."""
+    """Keeps the share with the highest attention from the last token, mean over heads."""
 
     reads = ("last_token_attention",)
 
@@ -44,7 +44,7 @@ class RandomAtInput(SharePruner):
 
 @dataclasses.dataclass(frozen=True)
 class Hide(SharePruner):
-    """Leaves all tokens in place and hides those that `pruner` would drop from all layers to come."""
+    """Leaves all tokens in place and masks those that `pruner` would drop in all later layers."""
 
     pruner: SharePruner
 
@@ -62,9 +62,9 @@ class Hide(SharePruner):
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:
         n = tokens.count
         index, counts, memory = self.best(tokens, s, memory)
-        seen = select.members(jnp.where(counts, index, n), n) & tokens.mask()
-        owner = rename(tokens.owner, jnp.where(seen, jnp.arange(n, dtype=jnp.int32), -1))
-        return tokens.replace(valid=seen, size=jnp.where(seen, tokens.size, 0), owner=owner), memory
+        kept = select.members(jnp.where(counts, index, n), n) & tokens.mask()
+        owner = rename(tokens.owner, jnp.where(kept, jnp.arange(n, dtype=jnp.int32), -1))
+        return tokens.replace(valid=kept, size=jnp.where(kept, tokens.size, 0), owner=owner), memory
 
 
 @method(
@@ -76,7 +76,7 @@ class Hide(SharePruner):
     training="none",
     assignment="none",
     site="before the third layer of the language model",
-    idea="keep what the prompt's last token looks at",
+    idea="keep what the prompt's last token attends to",
     claims=(
         Claim("LLaVA-1.5-13B", "K=2, R=50% (unreduced: 81.9)", 81.3, metric="A-OKVQA accuracy (%)"),
         Claim("LLaVA-1.5-13B", "K=2, R=75% (unreduced: 81.9)", 80.9, metric="A-OKVQA accuracy (%)"),
@@ -91,10 +91,10 @@ def plan(
     layer: int | None = None,
     variant: Literal["drop", "mask"] = "drop",
 ) -> Plan:
-    """`keep` is 1 - R of the paper.
+    """`keep` is 1 - R in the paper.
 
-    layer: K of the paper, the first layer that sees the reduced set (default 2, or the last of fewer layers). variant:
-    `mask` hides tokens instead of dropping them; only there may the layer be 0, and the choice is then random.
+    layer: K in the paper, the first layer that sees the reduced set (default 2, or the last of a shallower model).
+    variant: `mask` hides tokens instead of dropping them; only then may the layer be 0, with a random selection.
     Raises UserError for a layer that the model does not have.
     """
     share = keep if tokens is None else budget.visual_tokens(target.patches, keep, tokens) / target.patches
@@ -104,7 +104,7 @@ def plan(
         raise UserError(f"fastv has no variant '{variant}': choose drop or mask.")
     if not first <= layer < target.layers:
         raise UserError(
-            f"fastv cannot stand before layer {layer}: choose {first} to {target.layers - 1} of the language model."
+            f"fastv cannot be placed before layer {layer}: choose {first} to {target.layers - 1} of the language model."
         )
     pruner = FastV(share) if layer else RandomAtInput(share)
     site = f"llm.layer.{layer}.input" if layer else "llm.input"

@@ -1,9 +1,9 @@
-"""FoPru: keep the patches, or the rows of patches, that the whole image attends to.
+"""FoPru: keep the patches, or rows of patches, that receive the most attention from the whole image.
 
-"FoPru: Focal Pruning for Efficient Large Vision-Language Models", arXiv:2411.14164. Needs no training. Stands behind
-the tower and reads the attention that each patch receives in its last layer, averaged over heads and over all queries.
-The authors released no code; that the layer is the last one run, and that the class token's query counts among the
-others, is this package's reading. Survivors stay in their order.
+"FoPru: Focal Pruning for Efficient Large Vision-Language Models", arXiv:2411.14164. Needs no training. It is
+placed after the tower and reads the attention each patch receives in the last layer, averaged over heads and queries.
+The authors released no code: using the last layer that is run, and including the class token among the queries, are
+this package's interpretation. Survivors keep their order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ READS: dict[Query, tuple[str, ...]] = {"all": ("attention_received",), "class": 
 
 
 def significance(s: Signals, query: Query) -> Float[Array, "B N"]:
-    """Attention received from all tokens, or from the class token, up to a factor that all tokens share."""
+    """Attention received from all tokens, or from the class token, up to a factor common to all tokens."""
     return s.attention_received if query == "all" else s.class_attention.mean(1)
 
 
@@ -51,9 +51,9 @@ class FoPru(Pruner):
 
 @dataclasses.dataclass(frozen=True)
 class FoPruRows(Reducer):
-    """Keeps the `rows` of `columns` patches that are most significant in sum (the row strategy).
+    """Keeps the `rows` rows of `columns` patches with the largest total significance (the row strategy).
 
-    Where tokens of a row are gone already, what is left of it is kept, and padding stands for the rest.
+    Where tokens of a row have already been removed, the remaining ones are kept and padding fills the rest.
     """
 
     rows: int
@@ -69,7 +69,7 @@ class FoPruRows(Reducer):
         return min(self.rows * self.columns, patches)
 
     def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
-        """What the whole row of a patch receives."""
+        """The attention received by the whole row of a patch."""
         member, received = self._rows(tokens, s)
         return jnp.where(member, received[..., None], 0).sum(1)
 
@@ -102,7 +102,7 @@ class FoPruRows(Reducer):
     training="none",
     assignment="none",
     site="tower output",
-    idea="keep patches or whole rows that all attend to",
+    idea="keep patches or rows that receive most attention",
 )
 def plan(
     target: Target,
@@ -111,15 +111,15 @@ def plan(
     strategy: Literal["rank", "row"] = "rank",
     query: Query = "all",
 ) -> Plan:
-    """`tokens` of every crop are kept, else `keep` of them; those that are left are numbered anew.
+    """Keeps `tokens` of every crop, or else the share `keep`; survivors are renumbered.
 
-    strategy: `rank` keeps single patches, `row` as many whole rows as fit into that number, at least one. query: whose
-    attention counts, that of `all` tokens or of the `class` token. Raises UserError for other words.
+    strategy: `rank` keeps single patches, `row` as many whole rows as fit in that number, at least one. query: whose
+    attention counts, that of `all` tokens or of the `class` token. Raises UserError for other values.
     """
     if strategy not in ("rank", "row"):
-        raise UserError(f"fopru has no strategy '{strategy}': take rank or row.")
+        raise UserError(f"fopru has no strategy '{strategy}': choose rank or row.")
     if query not in READS:
-        raise UserError(f"fopru has no query '{query}': take all or class.")
+        raise UserError(f"fopru has no query '{query}': choose all or class.")
     kept = budget.visual_tokens(target.patches, keep, tokens)
     reducer = FoPru(kept, query)
     if strategy == "row":

@@ -1,17 +1,17 @@
-"""HiRED: a budget for every crop by what an early layer sees in the whole image, spent by a late layer's attention.
+"""HiRED: early attention over the whole image sets each crop's budget, and late attention spends it.
 
 "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models in
-Resource-Constrained Environments", arXiv:2408.10945, AAAI 2025. Needs no training. Observers in the tower keep the
-class token's attention, summed over heads, of the first layer and of the last one run. Behind the projector, where all
-crops of an image are together, the whole image (its first crop) gets a share `alpha` of the budget and the crops the
-rest, in proportion to how many of the whole image's important patches (the best 1 - alpha in the first layer) belong to
-them. Each then keeps the patches with the highest attention in the last layer. An image that is not cut spends all of
-its budget so.
+Resource-Constrained Environments", arXiv:2408.10945, AAAI 2025. Needs no training. Observers in the tower record
+the class token's attention, summed over heads, in the first layer and in the last one run. After the projector, where
+all crops of an image are available, the whole image (its first crop) gets a share `alpha` of the budget. The crops
+divide the rest in proportion to how many of the whole image's important patches (the top 1 - alpha in the first layer)
+belong to them. Each then keeps the patches with the highest attention in the last layer. An image without crops spends
+its entire budget on itself.
 
-Which patches belong to a crop: the paper says those of the matching area, which needs the arrangement of the crops
-(`crops=`); the released code takes as many equal horizontal strips as there are crops, in their order. Budgets are
-truncated, so that some of the total may stay unspent; the language model gets padding for it. What lies in the mosaic's
-padding is never kept here, whereas the released code may spend budget on it.
+Which patches belong to a crop: the paper takes those of the matching area, which requires the layout of the crops
+(`crops=`); the released code divides the image into as many equal horizontal strips as there are crops, in order.
+Budgets are truncated, so part of the total may stay unspent and becomes padding in the language model. Patches in the
+mosaic's padding are never kept here, whereas the released code may spend budget on them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Observer(Reducer):
 
 
 class HiRED(Pruner):
-    """An image by itself: keeps the patches of highest class attention."""
+    """For a single image without crops: keeps the patches of highest class attention."""
 
     reads = ("class_attention",)
 
@@ -58,9 +58,9 @@ class HiRED(Pruner):
 
 @dataclasses.dataclass(frozen=True)
 class HiREDCrops(Reducer):
-    """Keeps at most int(rate * patches) of all crops of a row, by the scores that the observers left.
+    """Keeps at most int(rate * patches) over all crops of a row, by the scores that the observers recorded.
 
-    A row's crops come one after the other, the whole image before its crops; a row may hold several images.
+    A row lists its crops in sequence, the whole image before its crops; a row may hold several images.
     """
 
     rate: float
@@ -87,7 +87,7 @@ class HiREDCrops(Reducer):
         return tokens.replace(carry=carry).take(index, jnp.take_along_axis(kept, index, 1)), memory
 
     def budgets(self, early: Float[Array, "B S N"], image: Int[Array, "B S"]) -> Int[Array, "B S"]:
-        """Patches that each of S crops may keep. image: the one that a crop belongs to, -1 for no crop.
+        """Patches that each of S crops may keep. image: index of the image a crop belongs to, -1 for no crop.
 
         Truncates where the released code does, in float64 and float32 as it does.
         """
@@ -98,9 +98,9 @@ class HiREDCrops(Reducer):
         number = jnp.arange(crops) - lead - 1  # of a crop within its image, -1 for the whole
         important = rank(early) < int(n * (1 - self.alpha))
         important = jnp.take_along_axis(important, lead[..., None], 1)
-        mine = important & (self._crop_of(n, parts) == number[..., None])
+        inside = important & (self._crop_of(n, parts) == number[..., None])
         whole, rest = (jnp.asarray(table)[parts] for table in self._totals(crops, n))
-        shares = budget.split_over_segments(mine.sum(-1).astype(jnp.float32), rest, n, together)
+        shares = budget.split_over_segments(inside.sum(-1).astype(jnp.float32), rest, n, together)
         return jnp.where(image < 0, 0, jnp.where(number < 0, whole, shares))
 
     def _totals(self, crops: int, n: int) -> np.ndarray:
@@ -113,7 +113,7 @@ class HiREDCrops(Reducer):
         return np.asarray(rows, np.int32).T
 
     def _crop_of(self, n: int, parts: Int[Array, "B S"]) -> Int[Array, "B S N"]:
-        """The crop that each of n patches of the whole image belongs to, for images in so many parts."""
+        """The crop that each of n patches of the whole image belongs to, for images of `parts` crops."""
         patch = jnp.arange(n)
         if self.crops is None:
             return patch * (parts[..., None] - 1) // n
@@ -123,7 +123,7 @@ class HiREDCrops(Reducer):
 
 
 def rank(score: Float[Array, "B S N"]) -> Int[Array, "B S N"]:
-    """0 for the highest score of a crop; equals in their order."""
+    """0 for the highest score of a crop; ties are broken by index."""
     return jnp.argsort(jnp.argsort(-score, -1, stable=True), -1)
 
 
@@ -135,8 +135,8 @@ def rank(score: Float[Array, "B S N"]) -> Int[Array, "B S N"]:
     family="vlm-encoder",
     training="none",
     assignment="none",
-    site="projector, scores from the first and last layer",
-    idea="early attention splits the budget over crops, late spends it",
+    site="after the projector, scores from the first and last tower layer",
+    idea="split the budget over crops by early class attention",
     claims=(
         Claim("LLaVA-NeXT-7B", "20 % of the tokens, Tesla P40", 4.7, metric="generation throughput (times)"),
         Claim("LLaVA-NeXT-7B", "20 % of the tokens, Tesla P40", 15.0, metric="time to first token saved (s)"),
@@ -150,16 +150,16 @@ def plan(
     alpha: float = 0.5,
     crops: tuple[int, int] | None = None,
 ) -> Plan:
-    """`tokens` a crop, else `keep` of all, is the budget of an image and its crops together (the paper's is 0.2).
+    """`tokens` per crop, or the share `keep`, is the budget of an image and its crops together (0.2 in the paper).
 
-    alpha: the whole image's share of it. crops: rows and columns of crops, where a batch has one arrangement, for
-    shares by area; without it by strips, as the released code does. Those that are left are numbered anew. Without a
-    language model there are no crops to share between, and it stands behind the tower.
+    alpha: the whole image's share of it. crops: rows and columns of crops, for a batch with a single layout, to divide
+    the budget by area; by default it is divided by strips, as in the released code. Survivors are renumbered. Without
+    a language model there are no crops to divide it over, and the method is placed after the tower.
     """
     kept = budget.visual_tokens(target.patches, keep, tokens)
     if not target.layers:
         return Plan({"tower.output": HiRED(kept)})
-    # the next number up, so that rounding never truncates a whole number of tokens to one less
+    # the next float up, so that truncation never loses one of a whole number of tokens
     rate = keep if tokens is None else math.nextafter(tokens / target.patches, math.inf)
     sites: dict[str, Reducer] = {"tower.block.0.output": Observer(EARLY), "tower.output": Observer(LATE)}
     return Plan({**sites, "projector": HiREDCrops(rate, alpha, crops)}, positions="renumber")

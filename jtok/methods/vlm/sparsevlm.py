@@ -1,11 +1,11 @@
-"""SparseVLM: text tokens that look at the image rate its tokens; of those dropped, the best are merged in clusters.
+"""SparseVLM: visually relevant text tokens rate the visual tokens; the best of those dropped are merged in clusters.
 
 "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", arXiv:2410.04417, ICML 2025, and
-its second version (SparseVLM+). Needs no training. Raters are chosen once, by the likeness of the question's embeddings
-to the projected image. Before layers 3, 7 and 16 of 32, tokens are kept by the raters' attention to them. Version 1
-recycles: the best 30 % of what is dropped are clustered by density peaks, and a cluster's mean stands behind the kept
-tokens; positions are counted anew. Version 2 divides attention by what rotary positions alone would give, listens to
-the heads that look at the image most, merges nothing and keeps positions.
+its second version (SparseVLM+). Needs no training. Raters are chosen once, by the similarity of the question's
+embeddings to the projected image. Before layers 3, 7 and 16 of 32, tokens are kept by the raters' attention to them.
+Version 1 recycles: the best 30 % of the dropped tokens are clustered by density peaks, and the cluster means follow
+the kept tokens; positions are renumbered. Version 2 divides attention by what rotary positions alone would give, uses
+only the heads that attend to the image most, merges nothing and keeps positions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jtok.signals import Signals
 from jtok.target import Target
 from jtok.tokens import Tokens
 
-#: Layers before which it is placed; by version, tokens kept there for an average of so many of 576 over 32 layers.
+#: Layers before which it is placed; by version and average over 32 layers (of 576 tokens), tokens kept there.
 LAYERS, DEPTH, PATCHES, PRIORITY_HEADS = (3, 7, 16), 32, 576, 14
 PUBLISHED = {
     1: {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
@@ -45,9 +45,9 @@ def recycled(dropped):
 def raters(
     x: Float[Array, "B N D"], text: Float[Array, "B T D"], valid: Bool[Array, "B N"], asked: Bool[Array, "B T"]
 ) -> Bool[Array, "B T"]:
-    """The question's tokens to which the image is more alike than on average; all of them where none is."""
-    likeness = jnp.einsum("bnd,btd->bnt", x, text, preferred_element_type=jnp.float32)
-    share = jax.nn.softmax(jnp.where(asked[:, None], likeness, jnp.finfo(jnp.float32).min), -1)
+    """The question's tokens of above-average similarity to the image; all of them where there are none."""
+    similarity = jnp.einsum("bnd,btd->bnt", x, text, preferred_element_type=jnp.float32)
+    share = jax.nn.softmax(jnp.where(asked[:, None], similarity, jnp.finfo(jnp.float32).min), -1)
     mean = jnp.where(valid[..., None], share, 0).sum(1) / jnp.maximum(valid.sum(1), 1)[:, None]
     average = jnp.where(asked, mean, 0).sum(1) / jnp.maximum(asked.sum(1), 1)
     chosen = asked & (mean > average[:, None])
@@ -59,7 +59,7 @@ def rank_count(
 ) -> Int[Array, " B"]:
     """Tokens to keep by the rank of the raters' attention to the image: int(rank * scale + bias), all at full rank.
 
-    The paper's rule as its first release has it; float32, tolerance as of `matrix_rank`.
+    The paper's rule as in its first release; float32, with the tolerance of `matrix_rank`.
     """
     rows = jnp.where(chosen[..., None] & valid[:, None], p, 0)
     singular = jnp.linalg.svd(jax.lax.stop_gradient(rows), compute_uv=False)
@@ -67,12 +67,12 @@ def rank_count(
     longer = jnp.maximum(chosen.sum(1), count)
     least = singular.max(1) * longer * jnp.finfo(jnp.float32).eps
     rank = (singular > least[:, None]).sum(1)
-    few = jnp.clip((rank * scale + bias).astype(jnp.int32), 1, jnp.maximum(count - 1, 1))
-    return jnp.where(rank >= count, count, few)
+    clipped = jnp.clip((rank * scale + bias).astype(jnp.int32), 1, jnp.maximum(count - 1, 1))
+    return jnp.where(rank >= count, count, clipped)
 
 
 class ChooseRaters(Reducer):
-    """Looks only; `memory["sparsevlm"]` gets the `raters` [B,T] and which tokens were there at `first` [B,N]."""
+    """Observes; sets `memory["sparsevlm"]` to the `raters` [B,T] and the tokens valid at the `first` site [B,N]."""
 
     reads = ("text_features", "text_valid")
 
@@ -84,9 +84,9 @@ class ChooseRaters(Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class SparseVLM(Reducer):
-    """Keeps the share `keep` of the `patches` at the first site by the raters' attention, and merges of the others.
+    """Keeps the share `keep` of the `patches` at the first site by the raters' attention, and merges some others.
 
-    adaptive: (scale, bias) of `rank_count`, with `keep` as cap.
+    adaptive: (scale, bias) of `rank_count`, with `keep` as the cap.
     """
 
     keep: float
@@ -96,11 +96,11 @@ class SparseVLM(Reducer):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The question's attention, and in version 2 what positions alone would make of it."""
+        """The question's attention, and in version 2 the logits that positions alone would give."""
         return ("text_attention",) + ("rotary_logits",) * (self.version == 2)
 
     def _sizes(self, first: int, now: int) -> tuple[int, int, int]:
-        """Slots: (kept, pool of what is merged, clusters)."""
+        """Slots: (kept, pool of tokens to merge, clusters)."""
         kept = min(budget.share_of(first, self.keep), max(now - 1, 1))
         if self.version == 2 or now < 2:
             return kept, 0, 0
@@ -115,8 +115,8 @@ class SparseVLM(Reducer):
         p = s.text_attention.astype(jnp.float32)
         if self.version == 1:
             return p.mean(1)
-        there = chosen[:, :, None] & valid[:, None]
-        p = jnp.where(there[:, None], p / jnp.where(there, s.rotary_logits, 1)[:, None], 0)
+        pairs = chosen[:, :, None] & valid[:, None]
+        p = jnp.where(pairs[:, None], p / jnp.where(pairs, s.rotary_logits, 1)[:, None], 0)
         heads = min(PRIORITY_HEADS, p.shape[1])
         best = select.members(select.top_k(p.sum((2, 3)), heads), p.shape[1])
         return jnp.where(best[..., None, None], p, 0).sum(1) / heads
@@ -139,7 +139,7 @@ class SparseVLM(Reducer):
     def pool(
         self, tokens: Tokens, score: Float[Array, "B N"], dropped: Bool[Array, "B N"], slots: int
     ) -> tuple[Tokens, Int[Array, " B"]]:
-        """(the best of what is dropped, best first, in so many slots; clusters that a row makes of them)."""
+        """(the best dropped tokens, best first, in `slots` slots; number of clusters each row makes of them)."""
         count = dropped.sum(1)
         size, groups = (jnp.where(count > 0, n, 0) for n in recycled(count))
         best = select.top_k(score, slots, valid=dropped, order="score")
@@ -164,27 +164,27 @@ class SparseVLM(Reducer):
 def clustered(
     pool: Tokens, clusters: int, groups: Int[Array, " B"] | None = None, noise: Float[Array, "B N"] | None = None
 ) -> Tokens:
-    """Plain means of density-peak clusters, densest first; a token's density comes from as many neighbours.
+    """Plain means of density-peak clusters, densest first; densities use as many neighbours as `clusters`.
 
-    groups: how many of the `clusters` a row has. noise: see `cluster.density_peaks`; with two neighbours, the token
-    itself and the next, twins of equal density are the rule.
+    groups: how many of the `clusters` a row has. noise: see `cluster.density_peaks`; with two neighbours (the token
+    itself and the nearest other) pairs of equal density are common.
     """
     _, assign = cluster.density_peaks(pool.x, clusters, clusters, valid=pool.valid, groups=groups, noise=noise)
     return pool.merge(assign, clusters, weight=pool.mask().astype(jnp.float32))
 
 
 def kept_of(total: int, patches: int, version: int) -> int:
-    """How many to keep by score so that, with what is merged, at most `total` of `patches` are left (at least two)."""
+    """How many to keep by score so that at most `total` of `patches` (at least two) are left, merged ones included."""
     kept = max(1, min(total, patches - 1))
     while version == 1 and kept > 1 and kept + recycled(patches - kept)[1] > total:
         kept -= 1
     return kept
 
 
-def kept_at(left: Sequence[int], patches: int, version: int) -> tuple[list[int], list[int]]:
-    """(tokens kept by score, tokens left with what is merged) at each stage, for `left` wanted after each."""
+def kept_at(wanted: Sequence[int], patches: int, version: int) -> tuple[list[int], list[int]]:
+    """(tokens kept by score, tokens left including merged ones) at each stage, for the `wanted` totals."""
     kept, reached, now = [], [], patches
-    for total in left:
+    for total in wanted:
         if now < 2:
             break
         kept.append(kept_of(total, now, version))
@@ -194,9 +194,9 @@ def kept_at(left: Sequence[int], patches: int, version: int) -> tuple[list[int],
 
 
 def within(average: int, patches: int, sites: Sequence[int], depth: int, version: int) -> list[int]:
-    """Tokens kept at each site so that a layer sees at most `average`, the paper's notion of a budget.
+    """Tokens kept at each site so that layers see at most `average` tokens on average, the paper's notion of a budget.
 
-    Raises UserError where the layers before the first site see more than that already.
+    Raises UserError where the layers before the first site alone exceed it.
     """
     if (patches, depth) == (PATCHES, DEPTH) and average in PUBLISHED[version] and len(sites) == len(LAYERS):
         return list(PUBLISHED[version][average])
@@ -204,14 +204,14 @@ def within(average: int, patches: int, sites: Sequence[int], depth: int, version
     for last in range(patches - 1, 0, -1):
         falling = [round(patches * (last / patches) ** ((s + 1) / n)) for s in range(n)]
         kept, left = kept_at(falling, patches, version)
-        seen = [patches, *left]
+        stages = [patches, *left]
         spans = [b - a for a, b in zip((0, *sites), (*sites, depth), strict=True)]
-        least = sum(a * b for a, b in zip(seen + seen[-1:] * len(spans), spans, strict=False)) / depth
+        least = sum(a * b for a, b in zip(stages + stages[-1:] * len(spans), spans, strict=False)) / depth
         if least <= average:
             return kept
     raise UserError(
-        f"sparsevlm's average over layers is {least:.1f} tokens at least here, so that average_tokens={average} is too "
-        "few: ask for more, or for `keep` or `tokens`, what is left after the last site."
+        f"sparsevlm's average over layers is at least {least:.1f} tokens here, so average_tokens={average} is too few: "
+        "ask for more, or set `keep` or `tokens`, which count what is left after the last site."
     )
 
 
@@ -222,8 +222,8 @@ def within(average: int, patches: int, sites: Sequence[int], depth: int, version
     family="vlm-decoder",
     training="none",
     assignment="hard",
-    site="before three layers of the language model; chooses raters at its input",
-    idea="text that sees the image rates it; dropped tokens cluster",
+    site="before three layers of the language model; raters chosen at its input",
+    idea="relevant text rates tokens; dropped ones are clustered",
     claims=(
         Claim("LLaVA", "78 % fewer tokens", 93.0, metric="accuracy kept (%)"),
         Claim("LLaVA", "78 % fewer tokens, low end", 61.0, metric="FLOPs saved (%)"),
@@ -239,12 +239,12 @@ def plan(
     adaptive: tuple[float, float] | None = None,
     **asked: Unpack[Asked],
 ) -> Plan:
-    """What is left after a site includes merged tokens. version: 2 is SparseVLM+.
+    """The number left after a site includes merged tokens. version: 2 is SparseVLM+.
 
-    `blocks` are the layers of the language model before which it is placed (default: 3, 7 and 16 of 32, moved to the
-    model's depth). counts: tokens of `target.patches` kept by score at each, or average_tokens: mean over all layers,
-    in place of `keep`. adaptive: (scale, bias) of the paper's rank rule; the counts are then caps. Raises UserError for
-    what does not fit the model, and for fewer tokens than merging leaves.
+    `blocks` are the layers of the language model before which it is placed (default: 3, 7 and 16 of 32, scaled to
+    the model's depth). counts: tokens of `target.patches` kept by score at each; average_tokens: mean over all layers;
+    both replace `keep`. adaptive: (scale, bias) of the paper's rank rule; the counts are then caps. Raises UserError
+    for values that do not fit the model, and for fewer tokens than merging leaves.
     """
     if version not in PUBLISHED:
         raise UserError(f"sparsevlm has no version {version}: choose 1 or 2.")

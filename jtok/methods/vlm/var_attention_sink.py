@@ -1,12 +1,12 @@
-"""VAR: what text gives to attention sinks goes to the other image tokens, in heads that attend to the image.
+"""VAR: move text's attention from attention sinks to the other image tokens, in heads that attend to the image.
 
 "See What You Are Told: Visual Attention Sink in Large Multimodal Models", ICLR 2025 (OpenReview 7uDI7w5RQA). Needs no
-training. A sink is a token in which one of few features of the residual stream is far above the others' level. Heads
-whose queries give the image much attention, and its sinks little of that, keep the share `p` of their attention to all
-sinks; the rest is spread over the image tokens that are no sinks, in proportion to what they have.
+training. A sink is a token in which one of a few features of the residual stream is far larger than the rest. Where a
+head's query attends strongly to the image, but little of that to its sinks, it keeps the share `p` of its attention to
+all sinks; the rest is distributed over the non-sink image tokens, in proportion to the attention they already have.
 
-Redistribution scales the attention of groups of keys by factors that depend on batch, head and query alone, so that
-the output is a combination of fused calls over the values of one group each: no L x S array is held.
+Redistribution scales the attention to groups of keys by factors that depend only on batch, head and query, so the
+output is a combination of fused calls over the values of one group each: no L x S array is materialised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jtok.registry import method
 from jtok.slots import Attending, AttentionRule
 from jtok.target import Target
 
-#: Features in which LLaMA-2's sinks stand out, by the width of the model (7B and 13B), as the paper lists them.
+#: Features in which LLaMA-2's sinks are large, by the width of the model (7B and 13B), as listed in the paper.
 LLAMA2_DIMS = {4096: (1415, 2533), 5120: (2100, 4743)}
 
 
@@ -38,11 +38,11 @@ class Masses(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RedistributeSinks(AttentionRule):
-    """Sinks are found in the prompt, layer by layer, and kept as the mark `sink` for the answer.
+    """Sinks are detected in the prompt, layer by layer, and stored as the mark `sink` for the answer.
 
-    tau: a token is a sink where one of the features `dims` (None: any feature), over the root mean square of all, is
-    above it in magnitude. rho: highest share that sinks have of a chosen row's attention to the image. summ: lowest
-    attention to the image of a chosen row. p: share of their attention that sinks keep.
+    tau: a token is a sink if the magnitude of one of the features `dims` (None: any feature), relative to the root mean
+    square of all, exceeds it. rho: largest share of a selected row's image attention that goes to sinks. summ: smallest
+    attention to the image of a selected row. p: share of their attention that sinks keep.
     """
 
     tau: float = 20.0
@@ -52,7 +52,7 @@ class RedistributeSinks(AttentionRule):
     dims: tuple[int, ...] | None = None
 
     def layers(self, depth: int) -> range:
-        """All but the first two, where sinks have not formed, and the last."""
+        """All but the first two, where sinks have not formed yet, and the last."""
         return range(2, max(2, depth - 1))
 
     def sinks(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Bool[Array, "B L"]:
@@ -63,33 +63,33 @@ class RedistributeSinks(AttentionRule):
         return (level.max(-1) > self.tau) & valid
 
     def masses(self, a: Attending, sink: Bool[Array, "B S"], attend: Callable[..., Array]) -> Masses:
-        """Attention to groups, from one fused call whose values say which groups a key is in."""
+        """Attention to groups, from one fused call whose values indicate the groups of each key."""
         groups = jnp.stack([sink, a.visual, sink & a.visual], -1)[:, :, None].astype(a.v.dtype)
         groups = jnp.broadcast_to(groups, (*a.v.shape[:3], 3))
         sums = attend(jnp.pad(groups, [(0, 0)] * 3 + [(0, a.v.shape[-1] - 3)])).astype(jnp.float32)
         return Masses(*(sums[..., i : i + 1] for i in range(3)))
 
     def selected(self, a: Attending, sink: Bool[Array, "B S"], mass: Masses) -> Bool[Array, "B L H 1"]:
-        """Which heads of which queries attend to the image as the paper asks; none where no sink is in the image."""
+        """Which heads of which queries meet the paper's criteria; none where the image has no sink."""
         image = a.visual[:, None, None].sum(-1, keepdims=True)
         portion = mass.image_sinks / (mass.image + 1e-6 * image)
-        some = (sink & a.visual).any(1)[:, None, None, None]
-        return (portion <= self.rho) & (mass.image >= self.summ) & some
+        has_sink = (sink & a.visual).any(1)[:, None, None, None]
+        return (portion <= self.rho) & (mass.image >= self.summ) & has_sink
 
     def __call__(self, a: Attending, attend: Callable[..., Array]) -> tuple[Array, dict[str, Array]]:
         sink = self.sinks(a.x, a.valid) if a.marks is None else a.marks["sink"]
         mass = self.masses(a, sink, attend)
         plain = a.visual & ~sink
 
-        def of(keys: Bool[Array, "B S"]) -> Array:
+        def attended(keys: Bool[Array, "B S"]) -> Array:
             return attend(jnp.where(keys[..., None, None], a.v, 0)).astype(jnp.float32)
 
-        left = mass.image - mass.image_sinks
-        chosen = self.selected(a, sink, mass) & a.after_image[..., None, None] & (left > 0)
+        plain_mass = mass.image - mass.image_sinks
+        chosen = self.selected(a, sink, mass) & a.after_image[..., None, None] & (plain_mass > 0)
         taken = jnp.where(chosen, 1 - self.p, 0)  # share of the sinks' attention
-        given = taken * mass.sinks / jnp.where(chosen, left, 1)
+        given = taken * mass.sinks / jnp.where(chosen, plain_mass, 1)
         y = attend(a.v)
-        changed = y + given * of(plain) - taken * of(sink)
+        changed = y + given * attended(plain) - taken * attended(sink)
         return changed.astype(y.dtype), {"sink": sink}
 
 
@@ -100,8 +100,8 @@ class RedistributeSinks(AttentionRule):
     family="attention",
     training="none",
     assignment="none",
-    site="attention of every layer of the language model but the first two and the last",
-    idea="give the attention of sinks to other image tokens",
+    site="attention of all language-model layers except the first two and the last",
+    idea="move attention from sinks to other image tokens",
 )
 def plan(
     target: Target,
@@ -111,7 +111,7 @@ def plan(
     p: float = 0.6,
     dims: Sequence[int] | None = None,
 ) -> Plan:
-    """Options as of `RedistributeSinks`; no token is removed.
+    """Options as in `RedistributeSinks`; no token is removed.
 
     dims: default those of LLaMA-2 for its widths, 4096 and 5120, and any feature for other models. Raises UserError for
     features that the model does not have and for a share p outside [0, 1].
@@ -119,7 +119,7 @@ def plan(
     width = target.language_width
     dims = LLAMA2_DIMS.get(width) if dims is None else tuple(dims)
     if dims is not None and not (dims and all(0 <= d < width for d in dims)):
-        raise UserError(f"var-attention-sink cannot read the features dims={dims}: choose some of 0 to {width - 1}.")
+        raise UserError(f"var-attention-sink cannot read the features dims={dims}: choose from 0 to {width - 1}.")
     if not 0 <= p <= 1:
         raise UserError(f"var-attention-sink cannot leave the share p={p} to sinks: choose one from 0 to 1.")
     return Plan(attention=RedistributeSinks(tau, rho, summ, p, dims))

@@ -1,15 +1,16 @@
-"""VisionZip: keep the patches that the class token attends to, melt the others into a few contextual tokens.
+"""VisionZip: keep the patches that the class token attends to, merge the others into a few contextual tokens.
 
 "VisionZip: Longer is Better but Not Necessary in Vision Language Models", arXiv:2412.04467, CVPR 2025. Needs no
-training. Stands behind the tower and reads the class token's attention and the keys of its last layer (the one whose
-features the language model takes). The class token goes on as a visual token. Of the patches that are not dominant,
-evenly spaced ones become targets; each of the rest joins the target whose key, averaged over heads, is most similar,
-and a target becomes itself plus the mean of what joined it. On a tower without class token the score is the attention
-received from all tokens.
+training. It is placed after the tower and reads the class token's attention and the keys of the last layer (the one
+whose features the language model receives). The class token is kept as a visual token. Of the patches that are not
+dominant, evenly spaced ones become targets; each of the others joins the target whose key, averaged over heads, is most
+similar, and a target becomes itself plus the mean of the patches that joined it. On a tower without a class token the
+score is the attention received from all tokens.
 
-Of an image cut into crops, every crop is reduced alike. The released code then puts the kept patches on the mosaic's
-grid without newline tokens and uncut, all class and contextual tokens behind it; here newline tokens stay, what lies in
-the mosaic's padding goes, and a class or contextual token stands where its crop begins or its centre lies.
+Every crop of an image is reduced in the same way. The released code then puts the kept patches on the mosaic's grid
+without newline tokens and without cropping its padding, followed by all class and contextual tokens; here newline
+tokens stay, patches in the mosaic's padding are dropped, and a class or contextual token is placed where its crop
+begins or its centre lies.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from jtok.tokens import Tokens
 class VisionZip(Reducer):
     """`dominant` patches in spatial order, then `contextual` merged ones.
 
-    keep_class: the class token becomes an ordinary token, so that it is not dropped behind the tower. by_class: the
-    class token's attention is the score, else the attention received.
+    keep_class: the class token becomes an ordinary token, so that it is not dropped after the tower. by_class: the
+    score is the class token's attention, otherwise the attention received.
     """
 
     dominant: int
@@ -49,7 +50,7 @@ class VisionZip(Reducer):
         return ("class_attention" if self.by_class else "attention_received", "keys")
 
     def count(self, patches: int) -> int:
-        """The class token is counted where it becomes an ordinary one."""
+        """Includes the class token if it becomes an ordinary one."""
         return min(self.dominant + self.contextual, patches) + int(self.keep_class)
 
     def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
@@ -57,7 +58,7 @@ class VisionZip(Reducer):
         return s.class_attention.sum(1) if self.by_class else s.attention_received
 
     def best(self, tokens: Tokens, s: Signals) -> Int[Array, "B K"]:
-        """The dominant patches, best first, counted from the first patch."""
+        """The dominant patches, best first, indexed from the first patch."""
         score, valid = self.score(tokens, s, {}), tokens.mask()
         return select.top_k(score[:, tokens.special :], self.dominant, valid=valid[:, tokens.special :], order="score")
 
@@ -71,12 +72,12 @@ class VisionZip(Reducer):
         return (tokens.replace(special=0) if self.keep_class else tokens), memory
 
     def _context(self, patches: Tokens, keys: Float[Array, "B N H Dh"], best: Int[Array, "B K"]) -> Tokens:
-        """The contextual tokens, made of the patches that are not `best`."""
+        """The contextual tokens, merged from the patches that are not `best`."""
         n = patches.count
-        left = n - best.shape[1]
-        others = select.member_index(~select.members(best, n) & patches.mask(), left)  # padding last
-        at = select.strided(left, self.contextual) if self.contextual else []
-        between = [i for i in range(left) if i not in set(at)]
+        rest = n - best.shape[1]
+        others = select.member_index(~select.members(best, n) & patches.mask(), rest)  # padding last
+        at = select.strided(rest, self.contextual) if self.contextual else []
+        between = [i for i in range(rest) if i not in set(at)]
         targets, joining = others[:, jnp.asarray(at, int)], others[:, jnp.asarray(between, int)]
         metric = keys.astype(jnp.float32).mean(2)
         rows = (kernels.gather(metric, index) for index in (joining, targets))
@@ -96,20 +97,20 @@ class VisionZip(Reducer):
     training="none",
     assignment="hard",
     site="tower output",
-    idea="keep attended patches, merge the rest around strided targets",
+    idea="keep attended patches, merge the rest into strided targets",
     uses_position=True,  # targets are evenly spaced in the order of the patches
     claims=(Claim("LLaVA-NeXT", "prefill", 8.0, metric="speed-up (times)"),),
 )
 def plan(target: Target, keep: float = 0.5, tokens: int | None = None, contextual: int | None = None) -> Plan:
-    """`tokens` (else `keep`) counts all tokens of a crop that the language model gets, as the paper does.
+    """`tokens` (or `keep`) counts all tokens of a crop that the language model receives, as in the paper.
 
     contextual: how many of them are merged (default: 5 of 32, the paper's 10 of 64 and 30 of 192); the class token is
-    one of the others. Those that are left are numbered anew. Raises UserError if `contextual` leaves no room.
+    one of the others. Survivors are renumbered. Raises UserError if `contextual` exceeds what `tokens` allows.
     """
     total = budget.visual_tokens(target.patches, keep, tokens)
     contextual = total * 5 // 32 if contextual is None else contextual
     keep_class = bool(target.layers) and target.has_class and target.special == 1
     dominant = total - contextual - int(keep_class)
     if contextual < 0 or dominant < 0:
-        raise UserError(f"visionzip cannot make {contextual} contextual tokens of {total}: give fewer.")
+        raise UserError(f"visionzip cannot make {contextual} of its {total} tokens contextual: give fewer.")
     return Plan({"tower.output": VisionZip(dominant, contextual, keep_class, target.has_class)}, positions="renumber")

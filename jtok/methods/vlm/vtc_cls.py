@@ -1,8 +1,8 @@
-"""VTC-CLS: keep the patches that the class token attends to, over the last third of the tower's layers.
+"""VTC-CLS: keep the patches that the class token attends to over the last third of the tower's layers.
 
 "[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs", arXiv:2412.05819. Needs no training. Observers
-behind the layers from `start` on add up the class token's attention, averaged over heads; the last of them, at the
-tower's output, keeps the patches with the highest sum, in their order. With one layer it is FasterVLM.
+after each layer from `start` on add up the class token's attention, averaged over heads; at the tower's output the
+patches with the highest sum are kept, in their order. With a single layer this is FasterVLM.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from jtok.signals import Signals
 from jtok.target import Target
 from jtok.tokens import Tokens
 
-NAME = "vtc-cls"  # of the sum in the plan's memory, [B,N] float32
+NAME = "vtc-cls"  # key of the sum in the plan's memory, [B,N] float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Observer(Reducer):
-    """Adds a layer's class attention to the sum and leaves the tokens as they are."""
+    """Adds a layer's class attention to the sum and leaves the tokens unchanged."""
 
     observes = True
     reads = ("class_attention",)
@@ -36,7 +36,7 @@ class Observer(Reducer):
 
 
 class VTCCLS(Pruner):
-    """Keeps the patches of the highest sum, the last layer's own attention included."""
+    """Keeps the patches with the highest sum, including the last layer's own attention."""
 
     reads = ("class_attention",)
 
@@ -51,13 +51,13 @@ class VTCCLS(Pruner):
     family="vlm-encoder",
     training="none",
     assignment="none",
-    site="tower output, scores from its last third",
-    idea="add up the class token's attention over late layers",
+    site="tower output, scores from the last third of its layers",
+    idea="sum class-token attention over the late layers",
 )
 def plan(target: Target, keep: float = 0.5, tokens: int | None = None, start: int | None = None) -> Plan:
-    """`tokens` of every crop are kept, else `keep` of them; those that are left are numbered anew.
+    """Keeps `tokens` of every crop, or else the share `keep`; survivors are renumbered.
 
-    start: first layer whose attention counts (default: 16 of the 23 that LLaVA runs of CLIP-L, in proportion). Raises
+    start: first layer whose attention counts (default: 16 of the 23 CLIP-L layers that LLaVA runs, scaled). Raises
     UserError for a layer that the tower does not have.
     """
     start = target.depth * 16 // 23 if start is None else start

@@ -28,21 +28,21 @@ def core(case: Case) -> dict[str, np.ndarray]:
     )
 
     def total(z):
-        found = bsq(z, train=True)
-        return (found.values * w).sum() + found.losses["total"], found
+        result = bsq(z, train=True)
+        return (result.values * w).sum() + result.losses["total"], result
 
-    grad, found = jax.grad(total, has_aux=True)(z)
+    grad, result = jax.grad(total, has_aux=True)(z)
     mean = bsq.probabilities(z).mean((0, 1))
     return {
-        "quantized": found.values,
-        "loss": found.losses["total"],
+        "quantized": result.values,
+        "loss": result.losses["total"],
         "indices": bits_to_index(z > 0),
-        "group_indices": found.indices,
+        "group_indices": result.indices,
         "avg_prob": mean,
-        "per_sample_entropy": found.losses["per_sample_entropy"],
-        "codebook_entropy": found.losses["codebook_entropy"],
+        "per_sample_entropy": result.losses["per_sample_entropy"],
+        "codebook_entropy": result.losses["codebook_entropy"],
         "grad_z": grad,
-        "group_codes": bsq.decode(found.indices),
+        "group_codes": bsq.decode(result.indices),
     }
 
 

@@ -1,4 +1,4 @@
-"""DivPrune: the order in which tokens are picked, and the distances it goes by."""
+"""DivPrune: the order in which tokens are picked, and the distances that decide it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def core(case: Case) -> dict[str, np.ndarray]:
     y, share = weighted_mean(x, assign, p["num_clusters"], weight)
     return {
         "y": y,
-        "idx_token": assign,  # the grid's places start out one a token, so they follow the assignment
+        "idx_token": assign,  # the grid starts with one place per token, so they follow the assignment
         "agg_weight": share[..., None],
         "center_idx": centre,
         "assignment": assign,

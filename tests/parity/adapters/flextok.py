@@ -64,12 +64,12 @@ def tiny(case: Case) -> dict[str, Any]:
 def parts(case: Case) -> dict[str, Any]:
     p, x = case.params, {k: jnp.asarray(v) for k, v in case.inputs.items()}
     fsq = FSQ(tuple(p["levels"]), "atanh")
-    found = fsq(x["z"])
+    result = fsq(x["z"])
     lengths, padded, prefixes = p["seq_lens"], p["padded_len"], p["prefix_lens"]
     out = {
         "bounded": fsq.bound(x["z"]),
-        "quant": found.values,
-        "tokens": found.indices,
+        "quant": result.values,
+        "tokens": result.indices,
         "grad_z": jax.grad(lambda z: (fsq(z).values * x["cotangent"]).sum())(x["z"]),
         "embedding": fsq.decode(x["indices"]),
         "mask_full": packed_mask(lengths, padded=padded),

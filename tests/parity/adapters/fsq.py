@@ -16,15 +16,15 @@ def core(case: Case) -> dict[str, np.ndarray]:
     p, x, w = case.params, case.inputs["x"], case.inputs["w"]
     variant = "symmetric" if p.get("preserve_symmetry") else "atanh" if "atanh" in p["variant"] else "official"
     fsq = FSQ(tuple(p["levels"]), variant, p["eps"])
-    found = fsq(x)
+    result = fsq(x)
     rows = case.outputs.get("codebook", np.zeros((0,))).shape[0]
     return {
         "bounded": fsq.bound(jnp.asarray(x)),
-        "codes": found.values,
-        "indices": found.indices,
+        "codes": result.values,
+        "indices": result.indices,
         "grad_x": jax.grad(lambda x: (fsq(x).values * w).sum())(jnp.asarray(x)),
-        "codes_from_indices": fsq.decode(found.indices),
-        "level_indices": fsq.digits(found.values),
+        "codes_from_indices": fsq.decode(result.indices),
+        "level_indices": fsq.digits(result.values),
         "codebook": fsq.decode(jnp.arange(rows)),
     }
 

@@ -42,8 +42,8 @@ def tiny(case: Case) -> dict[str, Any]:
         "condition_bin_value": np.float32(karl.BINS)[np.asarray(karl.error_bin(wanted))].reshape(-1, 1, 1),
     }
     for budget in sorted({int(name.rsplit("_", 1)[1]) for name in case.outputs if name.startswith("indices_")}):
-        found = jax.jit(functools.partial(_at, net, budget))(image, grid, wanted)
-        out |= {f"{name}_{budget}": value for name, value in found.items()}
+        result = jax.jit(functools.partial(_at, net, budget))(image, grid, wanted)
+        out |= {f"{name}_{budget}": value for name, value in result.items()}
     return out
 
 

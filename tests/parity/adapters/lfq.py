@@ -24,19 +24,19 @@ def core(case: Case) -> dict[str, np.ndarray]:
     )
 
     def total(x):
-        found = lfq(x, train=True)
-        return (found.values * w).sum() + found.losses["total"], found
+        result = lfq(x, train=True)
+        return (result.values * w).sum() + result.losses["total"], result
 
-    grad, found = jax.grad(total, has_aux=True)(jnp.asarray(case.inputs["x"]))
+    grad, result = jax.grad(total, has_aux=True)(jnp.asarray(case.inputs["x"]))
     return {
-        "quantized": found.values,
-        "indices": found.indices,
-        "aux_loss": found.losses["total"],
-        "per_sample_entropy": found.losses["per_sample_entropy"],
-        "batch_entropy": found.losses["batch_entropy"],
-        "commit_loss": found.losses["commitment"],
+        "quantized": result.values,
+        "indices": result.indices,
+        "aux_loss": result.losses["total"],
+        "per_sample_entropy": result.losses["per_sample_entropy"],
+        "batch_entropy": result.losses["batch_entropy"],
+        "commit_loss": result.losses["commitment"],
         "grad_x": grad,
-        "codes_from_indices": lfq.decode(found.indices),
+        "codes_from_indices": lfq.decode(result.indices),
     }
 
 

@@ -19,8 +19,8 @@ def core(case: Case) -> dict[str, np.ndarray]:
     target = Target(1, tuple(p["tgt_size"]), p["kv_dim"], layers=1, language_width=p["embed_dim"])
     plan = make_plan("mqt", target, queries=p["grid_size"] ** 2, heads=p["num_heads"])
     module = loaded(plan, case.weights)
-    own, patches = module.places(target.grid)
-    np.testing.assert_array_equal(own, case.weights["pos_embed"])
+    at, patches = module.places(target.grid)
+    np.testing.assert_array_equal(at, case.weights["pos_embed"])
 
     def tokens(m: int):
         return jax.jit(lambda x: module(from_features(x, target.grid), count=m).x)(x)

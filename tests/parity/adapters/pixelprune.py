@@ -1,4 +1,4 @@
-"""PixelPrune: which merged tokens stay, the pixels that it looks at, and the thinned prompt."""
+"""PixelPrune: which merged tokens are kept, the pixels compared, and the shortened prompt."""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ def llama(case: Case) -> dict[str, np.ndarray]:
     last, memory = language.run(model, x, starts, image, language.watched(plan))
     out = {"last_hidden": model.norm(last.x)}
     for stage, layer in enumerate(p["layer_list"]):
-        seen = memory["watched"][stage]
-        kept = language.taken(seen["before"], seen["tokens"])
+        record = memory["watched"][stage]
+        kept = language.taken(record["before"], record["tokens"])
         for row in range(len(x)):
-            out[f"stage{stage}_b{row}_score"] = seen["score"][row]
+            out[f"stage{stage}_b{row}_score"] = record["score"][row]
             out[f"stage{stage}_b{row}_keep_rel_index"] = kept[row]
         weights, part = language.entering(layer, case.weights, plan)
         entering, _ = language.run(language.decoder(weights, p["heads"], p["rms_eps"]), x, starts, image, part)
@@ -33,7 +33,7 @@ def llama(case: Case) -> dict[str, np.ndarray]:
 
 
 def train_rank(case: Case) -> dict[str, np.ndarray]:
-    """Behind the site stands a layer without values and MLP, so that what comes out is what was kept."""
+    """The layer after the site has no values and no MLP, so that its output is what was kept."""
     p, labels = case.params, case.inputs["labels"]
     image, mask = p["image_tokens"], case.inputs["attention_mask"]
     weights = {k: v for k, v in case.weights.items() if any(part in k for part in ("layernorm", "q_proj", "k_proj"))}

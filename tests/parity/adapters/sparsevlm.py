@@ -31,25 +31,25 @@ def core(case: Case) -> dict[str, np.ndarray]:
     for stage, layer in enumerate(layers):
         weights, part = language.entering(layer + 1, case.weights, plan)
         entering, _ = language.run(language.decoder(weights, p["heads"], p["rms_eps"]), x, [start], image, part)
-        seen = memory["watched"][stage + 1]
-        found = {"hidden_next_layer_input": entering.x, "position_ids": entering.position[..., 0]}
-        found |= stage_arrays(list(plan.sites.values())[stage + 1], seen, memory)
-        out |= {f"stage{stage}_{name}": value for name, value in found.items()}
+        record = memory["watched"][stage + 1]
+        arrays = {"hidden_next_layer_input": entering.x, "position_ids": entering.position[..., 0]}
+        arrays |= stage_arrays(list(plan.sites.values())[stage + 1], record, memory)
+        out |= {f"stage{stage}_{name}": value for name, value in arrays.items()}
     return out
 
 
-def stage_arrays(reducer: SparseVLM, seen: dict, memory: dict) -> dict[str, np.ndarray]:
+def stage_arrays(reducer: SparseVLM, record: dict, memory: dict) -> dict[str, np.ndarray]:
     """What a stage chose, merged, and made of it."""
-    before, after, n = seen["before"], seen["tokens"], seen["before"].count
-    keep = int(reducer.each(before, seen["signals"], memory)[0])
-    index, _ = select.top_each(seen["score"], jnp.asarray([keep]), keep)
+    before, after, n = record["before"], record["tokens"], record["before"].count
+    keep = int(reducer.each(before, record["signals"], memory)[0])
+    index, _ = select.top_each(record["score"], jnp.asarray([keep]), keep)
     kept = select.members(index, n)
-    found = {"keep_mask": kept, "vis_score": seen["score"]}
+    arrays = {"keep_mask": kept, "vis_score": record["score"]}
     if reducer.version == 1:
         slots = 3 * (n - keep) // 10 + 1
-        pool, _ = reducer.pool(before, seen["score"], ~kept, slots)
-        found |= {"merge_input": pool.x, "merge_clusters": after.x[:, keep:]}
-    return found
+        pool, _ = reducer.pool(before, record["score"], ~kept, slots)
+        arrays |= {"merge_input": pool.x, "merge_clusters": after.x[:, keep:]}
+    return arrays
 
 
 def clusters(case: Case) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ def rank(case: Case) -> dict[str, np.ndarray]:
         reducer, signals = SparseVLM(1.0, n, adaptive=tuple(rule)), Signals(text_attention=attention)
         after, _ = jax.jit(lambda t, s, r=reducer: r(t, s, memory))(tokens, signals)
         slot = np.asarray(after.owner)
-        slots = reducer._sizes(n, n)[0]  # behind them come the clusters
+        slots = reducer._sizes(n, n)[0]  # the clusters follow
         out[f"mask_{i}"] = (slot >= 0) & (slot < slots)
         out[f"score_{i}"] = reducer.score(tokens, signals, memory)
     return out

@@ -116,14 +116,14 @@ def quantizer(case: Case) -> dict[str, Any]:
     def run(z, book):
         return nnx.merge(graph, nnx.State({"codebook": nnx.Param(book)}))(z, train=True)
 
-    found = run(z, book)
+    result = run(z, book)
     of_loss = jax.grad(lambda z, book: run(z, book).losses["total"], (0, 1))(z, book)
     return {
-        "z_quantized": columns(found.values),
-        "indices": found.indices[:, None],
-        "quantizer_loss": found.losses["total"],
-        "commitment_loss": p["commitment_cost"] * found.losses["commitment"],
-        "codebook_loss": found.losses["codebook"],
+        "z_quantized": columns(result.values),
+        "indices": result.indices[:, None],
+        "quantizer_loss": result.losses["total"],
+        "commitment_loss": p["commitment_cost"] * result.losses["commitment"],
+        "codebook_loss": result.losses["codebook"],
         "grad_z_of_dot": columns(jax.grad(lambda z: (run(z, book).values * w).sum())(z)),
         "grad_z_of_loss": columns(of_loss[0]),
         "grad_embedding_of_loss": of_loss[1],

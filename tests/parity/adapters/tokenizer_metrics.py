@@ -33,9 +33,9 @@ def frechet(case: Case) -> dict[str, np.ndarray]:
 
 
 def codebook(case: Case) -> dict[str, np.ndarray]:
-    found = code_usage(case.inputs["indices"], case.params["codebook"])
-    named = {"entropy_nats": found.entropy, "entropy_bits": found.bits, "usage_entropy_eps": found.smoothed}
-    return {name: np.asarray(value) for name, value in (named | {"used": found.used}).items()}
+    result = code_usage(case.inputs["indices"], case.params["codebook"])
+    named = {"entropy_nats": result.entropy, "entropy_bits": result.bits, "usage_entropy_eps": result.smoothed}
+    return {name: np.asarray(value) for name, value in (named | {"used": result.used}).items()}
 
 
 def lpips_head(case: Case) -> dict[str, np.ndarray]:

@@ -34,24 +34,24 @@ def quant(case: Case) -> dict[str, np.ndarray]:
 
     def objective(z, book):
         state["codebook"] = nnx.Param(book)
-        found = nnx.merge(graph, state)(z, train=True)
-        return (found.values * w).sum() + found.losses["total"], found
+        result = nnx.merge(graph, state)(z, train=True)
+        return (result.values * w).sum() + result.losses["total"], result
 
-    (grad_f, grad_book), found = jax.grad(objective, (0, 1), has_aux=True)(z, book)
+    (grad_f, grad_book), result = jax.grad(objective, (0, 1), has_aux=True)(z, book)
     vq.codebook[...] = book
     total, steps = 0.0, []
-    for scale, codes in enumerate(vq.maps(found.indices)):
+    for scale, codes in enumerate(vq.maps(result.indices)):
         total, x = vq.next_input(total, codes, scale)
         steps.append(first(x).reshape(x.shape[0], -1))
     return {
-        "indices": found.indices,
+        "indices": result.indices,
         "f_hats": jnp.stack([first(s) for s in vq.encode(z)[1]]),
-        "vq_loss": found.losses["total"],
-        "f_hat_ste": first(found.values),
+        "vq_loss": result.losses["total"],
+        "f_hat_ste": first(result.values),
         "grad_f": first(grad_f),
         "grad_embedding": grad_book,
-        "var_input": vq.teacher_inputs(found.indices),
-        "rec": first(vq.decode(found.indices)),
+        "var_input": vq.teacher_inputs(result.indices),
+        "rec": first(vq.decode(result.indices)),
         "phi_index": np.array([vq.smoother(i) for i in range(len(vq.sides))]),
         "next_inputs": jnp.concatenate(steps, 1),
     }

@@ -23,15 +23,15 @@ def core(case: Case) -> dict[str, np.ndarray]:
     book = Codebook(embed, count, total)
 
     def objective(x):
-        found = quantizer(x, book, train=True)
-        return (found.values * w).sum() + found.losses["total"], found
+        result = quantizer(x, book, train=True)
+        return (result.values * w).sum() + result.losses["total"], result
 
-    grad, found = jax.grad(objective, has_aux=True)(x)
-    new = quantizer.update(book, x, found.indices)
+    grad, result = jax.grad(objective, has_aux=True)(x)
+    new = quantizer.update(book, x, result.indices)
     return {
-        "quantized": found.values,
-        "indices": found.indices,
-        "commit_loss": found.losses["total"],
+        "quantized": result.values,
+        "indices": result.indices,
+        "commit_loss": result.losses["total"],
         "grad_x": grad,
         "new_embed": new.codes,
         "new_cluster_size": new.count,
@@ -48,15 +48,15 @@ def learned(case: Case) -> dict[str, np.ndarray]:
     graph, _ = nnx.split(quantizer)
 
     def objective(z, codebook):
-        found = nnx.merge(graph, nnx.State({"codebook": nnx.Param(codebook)}))(z, train=True)
-        return (found.values * w).sum() + found.losses["total"], found
+        result = nnx.merge(graph, nnx.State({"codebook": nnx.Param(codebook)}))(z, train=True)
+        return (result.values * w).sum() + result.losses["total"], result
 
-    (grad_z, grad_codebook), found = jax.grad(objective, (0, 1), has_aux=True)(z, codebook)
+    (grad_z, grad_codebook), result = jax.grad(objective, (0, 1), has_aux=True)(z, codebook)
     return {
-        "quantized": jnp.moveaxis(found.values, -1, 1),
-        "loss": found.losses["total"],
-        "indices": found.indices.reshape(z.shape[0], -1),
-        "usage_entropy": vq.usage_entropy(found.indices, codebook.shape[0]),
+        "quantized": jnp.moveaxis(result.values, -1, 1),
+        "loss": result.losses["total"],
+        "indices": result.indices.reshape(z.shape[0], -1),
+        "usage_entropy": vq.usage_entropy(result.indices, codebook.shape[0]),
         "grad_z": jnp.moveaxis(grad_z, -1, 1),
         "grad_codebook": grad_codebook,
     }
@@ -74,13 +74,13 @@ def entropy(case: Case) -> dict[str, np.ndarray]:
             batch_weight=p["batch_maximization_weight"],
         )
 
-    found = losses(x)
+    result = losses(x)
     return {
         "distances": vq.squared_distances(x, codebook),
         "indices": vq.lookup(x, codebook),
-        "entropy_loss": found["total"],
-        "sample_entropy": found["sample"],
-        "avg_entropy": found["batch"],
+        "entropy_loss": result["total"],
+        "sample_entropy": result["sample"],
+        "avg_entropy": result["batch"],
         "grad_x": jax.grad(lambda x: losses(x)["total"])(x),
     }
 

@@ -16,7 +16,7 @@ def metrics(case: Case) -> dict[str, np.ndarray]:
     maps = compare_maps(given["map1"], given["map2"])
     one, two = (np.stack(compose([given[f"assign{side}_{i}"] for i in range(3)])) for side in (1, 2))
     features = compare_features(given["feat1"], given["feat2"])
-    found = {
+    arrays = {
         **maps,
         **features,
         "composed1": one,
@@ -24,7 +24,7 @@ def metrics(case: Case) -> dict[str, np.ndarray]:
         "hom_comp_nmi": np.stack(cluster_agreement(one, two), 1),
         "cca_rho": canonical_correlations(given["feat1"], given["feat2"]),
     }
-    return {name: np.asarray(value) for name, value in found.items()}
+    return {name: np.asarray(value) for name, value in arrays.items()}
 
 
 COMPONENTS = {"metrics": metrics}
