@@ -64,7 +64,7 @@ def test_a_conversation_without_free_slots_says_how_to_go_on(model):
 
 
 def test_something_to_look_at(model):
-    with pytest.raises(UserError, match="nothing to look at"):
+    with pytest.raises(UserError, match="no image to read"):
         Conversation(model).ask(QUESTIONS[0])
     with pytest.raises(UserError, match="takes no videos"):
         model.generate(None, QUESTIONS[0], video=[np.zeros((56, 56, 3), np.uint8)])

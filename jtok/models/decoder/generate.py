@@ -1,6 +1,6 @@
 """Generation: a prompt's state, blocks of tokens decoded in one program, and a stream of blocks.
 
-Rows of a batch finish on their own: after its stop token a row gives -1, and what runs on in its place is invalid to
+Rows of a batch finish independently: after its stop token a row gives -1, and what runs on in its place is invalid to
 the cache. The stop token itself is written, as it is part of the conversation that a second question continues.
 """
 
@@ -101,13 +101,13 @@ def _next_logits(plan: Plan, state: State) -> Float[Array, "B V"]:
 
 
 def _append(decoder: Decoder, stream: Stream, x: Array, valid: Array, rule: AttentionRule | None) -> Stream:
-    """A stream after one more token a row, embedded."""
+    """A stream after one more embedded token per row."""
     x, caches = append(decoder, stream.caches, x, valid, rule)
     return Stream(caches, decoder.logits(x)[:, 0])
 
 
 def _kept(policy: CachePolicy, state: State, active: Bool[Array, " B"], depth: int) -> State:
-    """The state after a policy has seen its caches; rows that are not active keep the slots that they had."""
+    """The state after the cache policy has been applied; rows that are not active keep their slots."""
 
     def changed(caches: Caches) -> Caches:
         layer, new = 0, []
@@ -131,7 +131,7 @@ def read_text(
     valid: Bool[Array, "B T"],
     plan: Plan = Plan(),  # noqa: B008  (frozen)
 ) -> State:
-    """The conversation with more text: a second question over what was read (and reduced). Padding follows the text."""
+    """Appends text, such as a second question, to what was read (and reduced). Padding follows the text."""
     decoder: Decoder = nnx.merge(graphdef, nnx.State(params))
     embedded = decoder.embed(ids)
 
@@ -159,7 +159,7 @@ def stream(
 ) -> Iterator[tuple[np.ndarray, State]]:
     """Yields (ids [B, up to `block`], state so far) until `tokens` are given or all rows are done; -1 = nothing.
 
-    The state handed in is used up: go on with the one yielded last. Raises UserError where too few slots are free.
+    The given state is consumed: continue with the one yielded last. Raises UserError where too few slots are free.
     """
     free = free_slots(state.caches)
     if tokens > free:

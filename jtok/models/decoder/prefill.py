@@ -40,7 +40,7 @@ def prefill(
     caches = []
     for start, stop in zip(edges, edges[1:], strict=False):
         sequence = reader.reduced(sequence, Site("llm", start, "input"))
-        sequence = reader.left(sequence, start)
+        sequence = reader.after_exits(sequence, start)
         if start == 0:
             run.entry = sequence
         sequence, cache = reader.layers(sequence, start, stop)
@@ -62,7 +62,7 @@ def cuts(plan: Plan, depth: int) -> list[int]:
 
 
 class _Reader:
-    """One reading of a batch of prompts."""
+    """The prefill of one batch of prompts."""
 
     def __init__(self, decoder: Decoder, run: Run, positions: Positions):
         self.decoder, self.run, self.positions, self.stack = decoder, run, positions, decoder.layers
@@ -76,7 +76,7 @@ class _Reader:
         self.watch = any("last_token_attention" in part.reads for part in readers)
 
     def reduced(self, sequence: TokenSequence, site: Site) -> TokenSequence:
-        """The sequence after the reducer at a site, if there is one, has seen its visual tokens."""
+        """The sequence after the reducer at a site, if there is one."""
         run, reducer = self.run, self.run.plan.sites.get(site)
         if reducer is None:
             return sequence
@@ -86,12 +86,12 @@ class _Reader:
         run.reduce(site)
         if run.tokens is before:
             return sequence
-        if run.tokens.x is before.x and self.positions in ("keep", "restore"):  # hidden at most: nothing has moved
+        if run.tokens.x is before.x and self.positions in ("keep", "restore"):  # at most masked: nothing has moved
             return sequence.hiding(run.tokens)
         return sequence.with_visual(run.tokens, self.positions)
 
-    def left(self, sequence: TokenSequence, layer: int) -> TokenSequence:
-        """The sequence without the visual tokens that leave before a layer."""
+    def after_exits(self, sequence: TokenSequence, layer: int) -> TokenSequence:
+        """The sequence without the visual tokens that exit before a layer."""
         rule, run = self.run.plan.layers, self.run
         if rule is None or layer not in rule.exits:
             return sequence

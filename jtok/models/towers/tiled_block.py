@@ -13,7 +13,7 @@ from jtok.layers.tagged import tagged_attention
 from jtok.models.towers.tiled_config import TiledConfig
 from jtok.tokens import Tokens
 
-#: Entry of `Tokens.carry`: 1.0 for tokens of tiles that are not there and for the slots that fill a tile up.
+#: Entry of `Tokens.carry`: 1.0 for tokens of missing tiles and for the slots that pad a tile.
 PADDING = "padding"
 
 
@@ -57,8 +57,8 @@ class TiledAttention(nnx.Module):
     def _own(self, probabilities: Float[Array, "I H T M"]) -> Float[Array, "C H N"]:
         """Attention of each tile's class token to the tokens of its own tile."""
         i, h, t, m = probabilities.shape
-        own = jnp.diagonal(probabilities.reshape(i, h, t, t, m // t), axis1=2, axis2=3)  # [I,H,N,T]
-        return jnp.moveaxis(own, 3, 1).reshape(i * t, h, m // t)
+        within = jnp.diagonal(probabilities.reshape(i, h, t, t, m // t), axis1=2, axis2=3)  # [I,H,N,T]
+        return jnp.moveaxis(within, 3, 1).reshape(i * t, h, m // t)
 
     def _received(self, q: Array, k: Array, v: Array, padding: Bool[Array, "I M"], masks: dict, shape: tuple) -> Array:
         """Attention from everything that is real in the image."""

@@ -22,7 +22,7 @@ class TiledConfig:
     patch: int = 14
     width: int = 1280
     local: int = 32  # blocks before the second norm
-    deep: int = 8  # gated blocks behind it
+    deep: int = 8  # gated blocks after it
     heads: int = 16
     mlp: int = 5120
     channels: int = 3
@@ -43,7 +43,7 @@ class TiledConfig:
 
     @property
     def depth(self) -> int:
-        """All blocks; the global ones are numbered behind the local ones."""
+        """All blocks; the global ones are numbered after the local ones."""
         return self.local + self.deep
 
     @property
