@@ -15,8 +15,8 @@ from jtok.tokenizers.autoencoder import ConvDecoder, ConvEncoder, ConvShape, Lev
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """Where things stand below `encoder.` and `decoder.`: {l} is the level, {b} its number counted from the deepest
-    one, {i} the block, {n} the same counted from one. parts: of attention, norm, query, key, value and output."""
+    """Names of the parts under `encoder.` and `decoder.`: {l} is the level, {b} its number from the deepest one,
+    {i} the block, {n} the same numbered from one. parts: of attention, norm, query, key, value and output."""
 
     down: str = "down.{l}.block.{i}"
     down_attention: str = "down.{l}.attn.{i}"
@@ -148,5 +148,5 @@ def _block(ours: str, theirs: str, n: Naming) -> Iterator[Rule]:
 
 def _attention(ours: str, theirs: str, n: Naming) -> Iterator[Rule]:
     yield from norm(f"{theirs}.{n.parts[0]}", f"{ours}.norm")
-    for own, part in zip(("q", "k", "v", "out"), n.parts[1:], strict=True):
-        yield from linear(f"{theirs}.{part}", f"{ours}.{own}")
+    for ours_part, part in zip(("q", "k", "v", "out"), n.parts[1:], strict=True):
+        yield from linear(f"{theirs}.{part}", f"{ours}.{ours_part}")

@@ -27,7 +27,7 @@ def released_kind(weights: Weights) -> str | None:
 
 
 def alit_config(weights: Weights) -> ALITConfig:
-    """Of `alit_*.pth`, converted. Heads are as many as layers, as in all published sizes."""
+    """The config of a converted `alit_*.pth`. There are as many heads as layers, as in all published sizes."""
     rounds, tokens, _ = _shape(weights, "timestep_embedding")
     patch = _shape(weights, "patch_embed.weight")[-1]
     side = round((_shape(weights, "encoder_positional_embedding")[0] - 1) ** 0.5)
@@ -95,13 +95,13 @@ def stated_by_flextok(weights: Weights) -> dict[str, Any]:
     """The config of a release: config.json beside the file, else the file's metadata, which holds Python literals."""
     if weights.config is not None:
         return weights.config
-    found = {}
+    fields = {}
     for key, text in weights.metadata.items():
         try:
-            found[key] = ast.literal_eval(text)
+            fields[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):  # a plain string
-            found[key] = text
-    return found
+            fields[key] = text
+    return fields
 
 
 def _shape(weights: Weights, name: str) -> tuple[int, ...]:

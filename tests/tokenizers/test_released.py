@@ -133,10 +133,10 @@ def test_bases_that_do_not_fit_are_refused(vqgan, tmp_path):
     other.decoder(other.encoder(torch.zeros((1, 3, 8, 8)), 8))
     other.tensor("quantize.embedding.weight", (20, 8))
     other.save(base)
-    with pytest.raises(UserError, match="one code for 4 pixels a side; the tokenizer wants 2"):
+    with pytest.raises(UserError, match="one code for 4 pixels a side; the tokenizer needs 2"):
         load_tokenizer(path, base=base)
     save_file(vqgan | {"quantize.embedding.weight": np.zeros((20, 9), np.float32)}, base)
-    with pytest.raises(UserError, match="codes of 9 channels; the tokenizer stands on 8"):
+    with pytest.raises(UserError, match="codes of 9 channels; the tokenizer needs 8"):
         load_tokenizer(path, base=base)
     save_file({k: v for k, v in released(net).items() if k != "patch_embed.weight"}, path)
     with pytest.raises(UserError, match="lacks patch_embed.weight: it is no whole checkpoint of karl"):

@@ -90,7 +90,7 @@ def test_quality_takes_the_fewest_tokens_that_reach_it(name):
     net, x = MAKE[name](), images()
     assert (np.asarray(net.encode(x, quality=1.0).count) == net.lengths[0]).all()
     assert set(np.asarray(net.encode(x, quality=90.0).count)) <= set(net.lengths)
-    with pytest.raises(UserError, match="tokens are asked for"):
+    with pytest.raises(UserError, match="tokens are requested"):
         net.encode(x, tokens=99)
 
 
