@@ -19,9 +19,9 @@ LONG = ("alit", "karl")
 def test_a_tokenizer_survives_its_file(name, tmp_path):
     net, path = MAKE[name](), tmp_path / "tokenizer.safetensors"
     save_tokenizer(path, net)
-    again = load_tokenizer(path, **({"base": Blocks()} if name in ("alit", "karl") else {}))
-    assert again.config == net.config and fingerprint(again) == fingerprint(net)
-    np.testing.assert_array_equal(again.encode(images()).ids, net.encode(images()).ids)
+    reloaded = load_tokenizer(path, **({"base": Blocks()} if name in ("alit", "karl") else {}))
+    assert reloaded.config == net.config and fingerprint(reloaded) == fingerprint(net)
+    np.testing.assert_array_equal(reloaded.encode(images()).ids, net.encode(images()).ids)
 
 
 def test_other_weights_have_another_fingerprint(tmp_path):

@@ -38,7 +38,7 @@ def sample(logits: Float[Array, "B V"], keys: Array, sampling: Sampling) -> Int[
 
 
 def _nucleus(p: Float[Array, "B V"], top_p: float) -> Array:
-    """True for the smallest set of most likely tokens whose probabilities reach `top_p` together (ties: all or none)."""
+    """True for the fewest most likely tokens whose probabilities together reach `top_p` (ties: all or none)."""
     ordered = -jnp.sort(-p, -1)
     before = jnp.cumsum(ordered, -1) - ordered
     least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
