@@ -223,7 +223,7 @@ class ALIT(Tokenizer):
         return Code(self.quantizer.decode(ids), ids, count)
 
     def encode(self, images, tokens: int | None = None, *, quality: float | None = None, key: Array | None = None):
-        """As `Tokenizer.encode`; a length between two rounds is that of the next round."""
+        """As `Tokenizer.encode`; lengths between two rounds are rounded up to the next one."""
         self.check_request(images, tokens, quality)
         code = self.analyse(images, key=key)
         each = [self._padded(one) for one in code.extra["rounds"]]

@@ -77,7 +77,7 @@ def decoder_names(net: ConvDecoder, ours: str, theirs: str, naming: str) -> Iter
 
 
 def find_naming(tensors: Mapping[str, tuple[int, ...]], prefix: str) -> str | None:
-    """Which of `NAMINGS` the tensors below `prefix` follow, None if none of them."""
+    """The one of `NAMINGS` that the tensors under `prefix` follow, None if none."""
     for name, n in NAMINGS.items():
         first, mid = (f"{prefix}encoder.{p.format(l=0, i=0, n=1)}.conv1.weight" for p in (n.down, n.mid))
         attention = f"{prefix}encoder.{n.mid_attention}.{n.parts[1]}.weight"

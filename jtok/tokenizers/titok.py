@@ -220,7 +220,7 @@ class TiTok(Tokenizer):
 
     @property
     def codec_ready(self) -> bool:
-        """With ids, and without text."""
+        """True with ids and without text."""
         return self.config.bottleneck != "kl" and not self.config.text_length
 
     def proxy_logits(self, code: Code, text: Float[Array, "B T E"] | None = None) -> Array:
@@ -267,7 +267,7 @@ class TiTok(Tokenizer):
 
     @classmethod
     def released_config(cls, weights: Weights) -> TiTokConfig | None:
-        """Of a release, whose config.json says what it is."""
+        """The config of a release, from its config.json."""
         try:
             return None if weights.config is None else titok_config(weights.config, set(weights.shapes))
         except (KeyError, TypeError):  # of something else

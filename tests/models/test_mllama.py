@@ -24,7 +24,7 @@ from tests.models.processing import checkpoints
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
-ROOM = 24
+FREE = 24
 KEPT = (0, 2, 5, 6, 11, 14)  # of the 16 patches of a tile
 
 
@@ -68,14 +68,14 @@ def inputs(model, prompts):
 
 
 def read(model, prompts, plan=None):
-    return dataclasses.replace(model, plan=plan or Plan()).read(inputs(model, prompts), max_new_tokens=ROOM)
+    return dataclasses.replace(model, plan=plan or Plan()).read(inputs(model, prompts), max_new_tokens=FREE)
 
 
 @pytest.fixture(scope="module")
 def whole(both):
     """The state after the prompts, nothing reduced. (Decoding consumes a state: take copies.)"""
     with jax.default_matmul_precision("highest"):
-        return both[1].start(inputs(both[1], mllama.prompts()), max_new_tokens=ROOM)
+        return both[1].start(inputs(both[1], mllama.prompts()), max_new_tokens=FREE)
 
 
 def theirs(reference, one, **options):
@@ -170,11 +170,11 @@ def test_reduced_states_in_transformers_give_our_logits_and_signals(both):
 def test_methods_of_towers_stand_in_every_tile(both, whole):
     _, model, _ = both
     reduced = jtok.reduce(model, "random", tokens=4, stages=1)
-    output = reduced.read(inputs(reduced, mllama.prompts()), max_new_tokens=ROOM)
+    output = reduced.read(inputs(reduced, mllama.prompts()), max_new_tokens=FREE)
     crossed = [cache for cache in output.caches if isinstance(cache, CrossCache)]
     np.testing.assert_array_equal(crossed[0].valid.sum(1), np.array([1, 2, 4, 0]) * 5)  # with each tile's class token
     assert np.isfinite(output.logits).all() and np.abs(output.logits - whole.logits)[:3].max() > 1e-2
-    other = reduced.read(inputs(reduced, mllama.prompts()[::-1]), max_new_tokens=ROOM)
+    other = reduced.read(inputs(reduced, mllama.prompts()[::-1]), max_new_tokens=FREE)
     np.testing.assert_allclose(other.logits[::-1], output.logits, rtol=0, atol=1e-5)
 
 

@@ -110,7 +110,7 @@ class Layer(nnx.Module):
         return self.feed_forward(self.attended(x, y))
 
     def feed_forward(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        """The MLP half."""
+        """The MLP sub-layer."""
         return x + gated_mlp(self.norm2(x), self.up, self.down, self.config.act)
 
 
@@ -129,7 +129,7 @@ class Decoder(nnx.Module):
 
     @property
     def layers(self) -> Stacked:
-        """The layers, to be run."""
+        """The stacked layers."""
         return Stacked(self.blocks, remat=self.config.remat, scope="llm.layers")
 
     def embed(self, ids: Int[Array, "B N"]) -> Float[Array, "B N D"]:

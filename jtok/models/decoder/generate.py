@@ -1,6 +1,6 @@
 """Generation: a prompt's state, blocks of tokens decoded in one program, and a stream of blocks.
 
-Rows of a batch finish independently: after its stop token a row gives -1, and what runs on in its place is invalid to
+Rows of a batch finish independently: after its stop token a row gives -1, and what is computed in its place is invalid in
 the cache. The stop token itself is written, as it is part of the conversation that a second question continues.
 """
 
@@ -30,7 +30,7 @@ from jtok.slots import AttentionRule, CachePolicy, CacheStep
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What a decoder has read, and the logits of what comes next."""
+    """Caches of a token stream, and the logits of its next token."""
 
     caches: Caches
     logits: Float[Array, "B V"]  # float32
@@ -39,7 +39,7 @@ class Stream:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A conversation so far: what was read, and the logits of what comes next."""
+    """State of decoding: caches, and the logits of the next token."""
 
     caches: Caches
     logits: Float[Array, "B V"]  # float32
@@ -49,7 +49,7 @@ class State:
 
 
 def answering(plan: Plan) -> Plan:
-    """What of a plan acts while an answer is written."""
+    """The parts of a plan that act during decoding."""
     return Plan(attention=plan.attention, cache=plan.cache, decoding=plan.decoding)
 
 
@@ -157,7 +157,7 @@ def stream(
     block: int = 8,
     plan: Plan = Plan(),  # noqa: B008  (frozen)
 ) -> Iterator[tuple[np.ndarray, State]]:
-    """Yields (ids [B, up to `block`], state so far) until `tokens` are given or all rows are done; -1 = nothing.
+    """Yields (ids [B, up to `block`], state so far) until `tokens` tokens are yielded or all rows are done; -1 = nothing.
 
     The given state is consumed: continue with the one yielded last. Raises UserError where too few slots are free.
     """

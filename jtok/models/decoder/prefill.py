@@ -1,4 +1,4 @@
-"""Reads a sequence: runs a decoder's layers with reducers between them, and keeps what decoding needs.
+"""Prefill: runs a decoder's layers with reducers between them, and keeps what decoding needs.
 
 Layers between two cuts run under one `lax.scan`; a layer runs alone if a reducer after it reads its attention, or is
 placed between its attention and its MLP. Every run of layers between cuts gets a cache of its own, as long as the
@@ -30,7 +30,7 @@ from jtok.slots import Attending, AttentionRule, CacheStep
 def prefill(
     decoder: Decoder, sequence: TokenSequence, run: Run, free: int, positions: Positions
 ) -> tuple[TokenSequence, Caches]:
-    """The last layer's outputs as a sequence, and the caches with `free` free slots. Changes `run`.
+    """The last layer's outputs as a sequence, and the caches with `free` free slots. Updates `run` in place.
 
     `run.plan` says what is placed where; reducers see the visual tokens only. `run.entry` is the sequence as the first
     layer reads it.
@@ -132,7 +132,7 @@ class _Reader:
 
 @dataclasses.dataclass
 class _Attention:
-    """How the layers of one run attend: the fused kernel, or what a rule makes of it."""
+    """Attention of the layers of one run: the fused kernel, or a rule built on it."""
 
     decoder: Decoder
     sequence: TokenSequence  # as the run began: positions, validity, which slots are visual

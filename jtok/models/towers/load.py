@@ -87,7 +87,7 @@ def save_params(
     *,
     storage: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Writes a tower's parameters (a pure dict) and its config to one safetensors file, whole or not at all.
+    """Writes a tower's parameters (a pure dict) and its config to one safetensors file, atomically.
 
     `metadata` adds string facts (how it was trained, accuracy). bfloat16 storage halves the file; loading gives
     float32.
@@ -113,7 +113,7 @@ def _config_of(weights: Weights, fields: Mapping[str, Any]) -> ViTConfig:
 
 
 def _table_of(weights: Weights) -> list[Rule] | None:
-    """The table of a released checkpoint's names, None for jtok's own file."""
+    """The name table of a released checkpoint, None for jtok's own file."""
     if CONFIG in weights.metadata:
         return None
     names = {vit_names.split_name(name) for name in weights.shapes}

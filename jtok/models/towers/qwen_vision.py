@@ -3,8 +3,8 @@
 A quad is what becomes one token, so here a *feature* is a quad: what reducers see after this tower holds the four
 patches' features side by side, and the projector is an MLP that mixes them. Within the tower nothing is reduced.
 
-Images of a batch (and frames of a video, each of which is encoded separately) lie on one grid as large as the largest
-needs, padded. The grid is cut into windows once, before the first block: window attention is then attention over the
+Images of a batch (and frames of a video, each of which is encoded separately) lie on one padded grid, sized for
+the largest. The grid is cut into windows once, before the first block: window attention is then attention over the
 last axis of patches and full attention over both, with one mask of padding for either. No index depends on an image.
 """
 
@@ -75,7 +75,7 @@ class QwenVisionConfig:
         return self.width, self.channels, self.temporal, self.patch, self.patch
 
     def target(self, grid: tuple[int, int] | None = None) -> Target:
-        """What a method needs to know: tokens are quads, of images with `grid` = (rows, columns) of them."""
+        """Facts that methods read: tokens are quads, of images with `grid` = (rows, columns) of them."""
         return Target(self.depth, grid or self.grid, self.quad * self.width, self.heads, 0, has_class=False)
 
     def sites(self) -> list[Site]:
@@ -139,7 +139,7 @@ class QwenBlock(nnx.Module):
         full: bool,
         wants: Collection[str] = (),
     ) -> tuple[Float[Array, "B W P D"], dict[str, Array]]:
-        """The attention half; also the signals named in `wants` [B,W,P,...].
+        """The attention sub-layer; also the signals named in `wants` [B,W,P,...].
 
         Patches attend to their window, or to the image if `full`.
         """
@@ -157,7 +157,7 @@ class QwenBlock(nnx.Module):
         return x, {name: signals[name].reshape(b, w, p, *signals[name].shape[2:]) for name in wants if name in signals}
 
     def feed_forward(self, x: Float[Array, "B W P D"]) -> Float[Array, "B W P D"]:
-        """The MLP half."""
+        """The MLP sub-layer."""
         return x + gated_mlp(self.norm2(x), self.up, self.down, self.act)
 
 
@@ -214,7 +214,7 @@ class QwenVision(nnx.Module):
     def _blocks(
         self, run: Run, x: Array, rope: Rope, valid: Array, cut: _Cut, quads: Callable[[Array], Array]
     ) -> Array:
-        """Output of the last block. Observers in `run` see the tokens, `quads(x)`, at their sites."""
+        """Output of the last block. Observers in `run` read the tokens, `quads(x)`, at their sites."""
         layers = Stacked(self.blocks, remat=self.config.remat, scope="tower.blocks")
         wants = wanted(run.plan, self.config.depth, "tower")
 

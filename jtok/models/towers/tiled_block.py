@@ -1,4 +1,4 @@
-"""A block of the tower of Llama-3.2-Vision: the tiles of an image attend to each other, a reducer sees one of them."""
+"""A block of the tower of Llama-3.2-Vision: the tiles of an image attend to each other, reducers see one tile each."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TiledAttention(nnx.Module):
         return jnp.moveaxis(within, 3, 1).reshape(i * t, h, m // t)
 
     def _received(self, q: Array, k: Array, v: Array, padding: Bool[Array, "I M"], masks: dict, shape: tuple) -> Array:
-        """Attention from everything that is real in the image."""
+        """Attention received from all real tokens of the image."""
         tags, real = padding[..., None], (~padding).astype(jnp.float32)
         if masks["valid"] is not None:
             real = real * masks["valid"]
@@ -81,12 +81,12 @@ class TiledBlock(nnx.Module):
         self.gate2 = nnx.Param(jnp.zeros(())) if gated else None
 
     def attend(self, tokens: Tokens, wants: Collection[str] = ()) -> tuple[Tokens, dict[str, Array]]:
-        """The attention half; also the signals named in `wants`."""
+        """The attention sub-layer; also the signals named in `wants`."""
         y, signals = self.attention(self.norm1(tokens.x), tokens, wants)
         return tokens.replace(x=tokens.x + _gated(y, self.gate1)), signals
 
     def feed_forward(self, tokens: Tokens) -> Tokens:
-        """The MLP half."""
+        """The MLP sub-layer."""
         return tokens.replace(x=tokens.x + _gated(self.mlp(self.norm2(tokens.x)), self.gate2))
 
 

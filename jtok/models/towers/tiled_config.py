@@ -28,7 +28,7 @@ class TiledConfig:
     channels: int = 3
     tiles: int = 4  # of every image, most of them padding
     aspects: int = 8  # arrangements of tiles; 0 is the id of none
-    taps: tuple[int, ...] = (3, 7, 15, 23, 30)  # local blocks whose outputs go on
+    taps: tuple[int, ...] = (3, 7, 15, 23, 30)  # local blocks whose outputs are part of the tower's
     act: Activation = "gelu"
     eps: float = 1e-5
     remat: bool = False

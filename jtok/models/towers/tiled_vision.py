@@ -109,7 +109,7 @@ class TiledTower(nnx.Module):
         return (rows * jnp.tanh(gate[...])).astype(dtype)
 
     def _positions(self, aspects: Array, grid: tuple[int, int]) -> Float[Array, "C P D"]:
-        """Of the class token and of the patches of each tile; resized like other towers' where the grid is smaller."""
+        """Positions of each tile's class token and patches, resized as in other towers where the grid is smaller."""
         side, share = self.config.side, jnp.tanh(self.position_gate[...])
         tile_table = self.tile_position[...][aspects].reshape(-1, *self.position.shape)
         both = (1 - share) * self.position[...] + share * tile_table
@@ -136,7 +136,7 @@ def _side_by_side(tokens: Tokens, taps: tuple[int, ...]) -> Tokens:
 
 
 def _without_filling(tokens: Tokens) -> Tokens:
-    """Of the special tokens the class token alone."""
+    """Drops all special tokens except the class token."""
     if tokens.special <= 1:
         return tokens
     index = jnp.asarray([0, *range(tokens.special, tokens.count)], jnp.int32)

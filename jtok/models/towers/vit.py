@@ -80,7 +80,7 @@ class ViTConfig:
         return self.table or self.image // self.patch
 
     def target(self, image: int | None = None) -> Target:
-        """What a method needs to know to make its plan for this tower."""
+        """Facts of this tower that methods read to make plans."""
         side = self.side if self.packed else _patches(image or self.image, self)
         return Target(self.depth, (side, side), self.width, self.heads, self.special, self.classes, self.class_token)
 
@@ -89,7 +89,7 @@ class ViTConfig:
         return tower_sites(self.depth)
 
     def fit(self, plan: Plan) -> Plan:
-        """The plan as it is: plans are made for these sites."""
+        """The plan unchanged: plans are made for these sites."""
         return plan
 
     def check(self, plan: Plan) -> None:
@@ -104,7 +104,7 @@ class ViTConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ViTOutput:
-    """What a tower returns; XLA drops what nobody reads."""
+    """Outputs of a tower; XLA removes those that are not read."""
 
     tokens: Tokens  # at the tower's output, after the final norm where the tower has one
     pooled: Float[Array, "B D"] | None

@@ -52,7 +52,7 @@ class AutoencoderKL(nnx.Module):
 
     @property
     def channels(self) -> int:
-        """Of the latents."""
+        """Channels of the latents."""
         return self.config.shape.channels
 
     @property
