@@ -1,7 +1,7 @@
 """Generation: a prompt's state, blocks of tokens decoded in one program, and a stream of blocks.
 
-Rows of a batch finish independently: after its stop token a row gives -1, and what is computed in its place is invalid in
-the cache. The stop token itself is written, as it is part of the conversation that a second question continues.
+Rows of a batch finish independently: after its stop token a row gives -1, and what is computed in its place is invalid
+in the cache. The stop token itself is written, as it is part of the conversation that a second question continues.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def stream(
     block: int = 8,
     plan: Plan = Plan(),  # noqa: B008  (frozen)
 ) -> Iterator[tuple[np.ndarray, State]]:
-    """Yields (ids [B, up to `block`], state so far) until `tokens` tokens are yielded or all rows are done; -1 = nothing.
+    """Yields (ids [B, up to `block`], state so far) until `tokens` tokens are out or all rows are done; -1 = nothing.
 
     The given state is consumed: continue with the one yielded last. Raises UserError where too few slots are free.
     """
