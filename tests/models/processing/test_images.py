@@ -240,7 +240,7 @@ def test_an_image_that_vanishes_in_every_pinpoint():
     "family, files, says",
     [
         ("llava", dict(preprocessor_config={"do_rescale": False}), "do_rescale is false"),
-        ("llava", dict(preprocessor_config={"size": 48, "crop_size": 48}), "the tower sees 56 x 56"),
+        ("llava", dict(preprocessor_config={"size": 48, "crop_size": 48}), "the tower takes 56 x 56"),
         ("llava", dict(preprocessor_config=[1]), "JSON list"),
         ("llava", dict(config={"model_type": "resnet"}), "model type 'resnet'"),
         ("llava", dict(config=None), "no config.json"),
