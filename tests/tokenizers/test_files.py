@@ -40,7 +40,7 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="not that of a tokenizer that jtok knows"):
         load_tokenizer(path)
     save_file({"x": np.zeros(3, np.float32)}, path, {"jtok.tokenizer": '{"kind": "other", "config": {}}'})
-    with pytest.raises(UserError, match="does not take"):
+    with pytest.raises(UserError, match="does not know"):
         load_tokenizer(path)
 
 
