@@ -1,8 +1,8 @@
-"""ALIT: latent tokens are added round by round, and every round codes the image anew with all it has.
+"""ALIT: latent tokens are added round by round, and every round re-encodes the image with all tokens so far.
 
 "Adaptive Length Image Tokenization via Recurrent Allocation", arXiv:2411.02393, ICLR 2025. One encoder runs in every
-round; what it has well explained of the image is masked out of its input ("halting"), so that the new tokens look at
-the rest. The codes of a round are no prefix of those of the next.
+round; patches that are already predicted well are masked out of its input ("halting"), so that the new tokens
+attend to the rest. The codes of one round are not a prefix of those of the next.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ALITConfig:
     patch: int = 16
     encoder: tuple[int, int, int] = (1024, 8, 8)
     decoder: tuple[int, int, int] = (1024, 8, 8)
-    tokens: int = 32  # new ones a round
+    tokens: int = 32  # new tokens per round
     rounds: int = 8
     most: int = 256  # rows of the decoder's position table
     codebook: int = 4096
@@ -46,21 +46,21 @@ class ALITConfig:
     base_width: int = 256
     base_codes: int = 1024
     halting: bool = True
-    threshold: float = 0.55  # patches guessed with less probability than this never halt
+    threshold: float = 0.55  # patches predicted with lower probability never halt
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the blocks
     remat: bool = False  # recompute blocks in the backward pass
 
     @property
     def patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches of an image."""
         return (self.image // self.patch) ** 2
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What one round leaves: the encoder's tokens, the code, the guess of the base's code, and the image tokens after
-    halting (None in the last round)."""
+    """Outputs of one round: the encoder's tokens, the code, the prediction of the base's code, and the image tokens
+    after halting (None in the last round)."""
 
     latent_tokens: Float[Array, "B n D"]
     image_tokens: Float[Array, "B N D"]
@@ -72,7 +72,7 @@ class Round:
 
 
 class GridDecoder(nnx.Module):
-    """[class, mask tokens, latents] -> a guess of the base's code at every place of the grid."""
+    """[class, mask tokens, latents] -> a prediction of the base's code at every place of the grid."""
 
     def __init__(self, c: ALITConfig, rngs: nnx.Rngs):
         width, depth, heads = c.decoder
@@ -93,11 +93,11 @@ class GridDecoder(nnx.Module):
         x = self.embed(latents) + self.latent_position[...][:n]
         lead = jnp.concatenate([self.class_token[...], jnp.repeat(self.mask_token[...], self.patches, 0)])
         lead = jnp.broadcast_to(lead + self.position[...], (b, self.patches + 1, x.shape[-1]))
-        seen = None
+        valid = None
         if count is not None:
-            seen = jnp.arange(n) < count[:, None]
-            seen = jnp.concatenate([jnp.ones((b, self.patches + 1), bool), seen], 1)
-        h = self.trunk(self.norm_in(jnp.concatenate([lead, x], 1)).astype(self.dtype), seen)
+            valid = jnp.arange(n) < count[:, None]
+            valid = jnp.concatenate([jnp.ones((b, self.patches + 1), bool), valid], 1)
+        h = self.trunk(self.norm_in(jnp.concatenate([lead, x], 1)).astype(self.dtype), valid)
         return self.head(self.norm_out(h[:, 1 : self.patches + 1]))
 
 
@@ -109,12 +109,12 @@ class GridDecoder(nnx.Module):
     training="two stages: codes of the base, then pixels",
     counts="rounds",
     generator="none",
-    idea="every round adds tokens and codes anew what is not explained yet",
+    idea="every round adds tokens and re-encodes what is not explained yet",
     toy={"image": 16, "patch": 4, "encoder": (32, 1, 2), "decoder": (32, 1, 2), "tokens": 3, "rounds": 2, "most": 6}
     | {"codebook": 32, "code_width": 4, "base_width": 3, "base_codes": 0},
 )
 class ALIT(Tokenizer):
-    """`base` is the frozen 2-D tokenizer; without it the tokenizer codes grids that it is given (`rollout`)."""
+    """`base` is the frozen 2-D tokenizer; without it the tokenizer encodes given grids (`rollout`)."""
 
     prefix = False
     base_slot = "base"
@@ -146,7 +146,7 @@ class ALIT(Tokenizer):
 
     @property
     def base_needs(self) -> Needs:
-        """A base with one place for a patch, whose codebook is the one that the tokenizer guesses in."""
+        """A base with one grid place per patch, and the codebook that the tokenizer predicts."""
         return Needs(self.config.base_width, self.config.patch, self.config.base_codes)
 
     def rollout(
@@ -161,10 +161,10 @@ class ALIT(Tokenizer):
     ) -> list[Round]:
         """All rounds (or the first ones).
 
-        grid: the base's continuous codes. targets: indices of its codes, which say how well a place is guessed; without
-        them, or with a VAE, nothing halts (a VAE's halting changes nothing in the released code either). uniforms:
-        random numbers of the halting draws (default: one half, which halts what is guessed with p > 0.5 and above the
-        threshold).
+        grid: the base's continuous codes. targets: indices of its codes, which measure how well a place is predicted;
+        without them, or with a VAE, nothing halts (in the released code, too, halting has no effect with a VAE).
+        uniforms: random numbers of the halting draws (default: one half, which halts what is predicted with p > 0.5
+        and above the threshold).
         """
         c, b = self.config, images.shape[0]
         x = jnp.concatenate([grid.reshape(b, c.patches, -1), self.patch(cut_patches(images, c.patch))], -1)
@@ -173,14 +173,14 @@ class ALIT(Tokenizer):
         fresh = self.latent_tokens[...] + self.latent_position[...]
         new = fresh + self.round_embedding[...]
         x = self.norm_in(jnp.concatenate([x, jnp.broadcast_to(new[0], (b, *fresh.shape))], 1))
-        found = []
+        outputs = []
         for i in range(rounds or c.rounds):
             u = jnp.full((b, c.patches), 0.5) if uniforms is None else uniforms[i]
-            x, one = self._round(self.trunk(x.astype(c.dtype)), targets, u, train, last=i == c.rounds - 1)
-            found.append(one)
+            x, output = self._round(self.trunk(x.astype(c.dtype)), targets, u, train, last=i == c.rounds - 1)
+            outputs.append(output)
             if i < c.rounds - 1:
                 x = self.norm_again(jnp.concatenate([x, jnp.broadcast_to(new[i + 1], (b, *fresh.shape))], 1))
-        return found
+        return outputs
 
     def _round(self, x, targets, uniforms, train: bool, last: bool) -> tuple[Array, Round]:
         n = self.config.patches
@@ -189,8 +189,8 @@ class ALIT(Tokenizer):
         if self.quantizer is None:
             latents, ids, losses = z, None, {}
         else:
-            found = self.quantizer(z, train=train)
-            latents, ids, losses = found.values, found.indices, found.losses
+            quantized = self.quantizer(z, train=train)
+            latents, ids, losses = quantized.values, quantized.indices, quantized.losses
         guess, halted = self.decoder(latents), image_tokens
         if self.config.halting and targets is not None and self.base_codebook is not None:
             p = jnp.take_along_axis(jax.nn.softmax(guess, -1), targets[..., None], -1)[..., 0]
@@ -217,13 +217,13 @@ class ALIT(Tokenizer):
         return Code(rounds[-1].latents, rounds[-1].ids, count, rounds[-1].losses, {"rounds": rounds})
 
     def from_ids(self, ids: Int[Array, "B n"], count: Int[Array, " B"]) -> Code:
-        """The code of ids of one round, padded behind `count`."""
+        """The code of ids of one round, padded after `count`."""
         if self.quantizer is None:
             return super().from_ids(ids, count)
         return Code(self.quantizer.decode(ids), ids, count)
 
     def encode(self, images, tokens: int | None = None, *, quality: float | None = None, key: Array | None = None):
-        """As `Tokenizer.encode`; a length between two rounds is that of the next round."""
+        """As `Tokenizer.encode`; lengths between two rounds are rounded up to the next one."""
         self.check_request(images, tokens, quality)
         code = self.analyse(images, key=key)
         each = [self._padded(one) for one in code.extra["rounds"]]
@@ -237,12 +237,12 @@ class ALIT(Tokenizer):
 
     def _padded(self, one: Round) -> Code:
         b, n = one.latents.shape[:2]
-        behind = ((0, 0), (0, self.lengths[-1] - n))
-        ids = None if one.ids is None else jnp.pad(one.ids, behind)
-        return Code(jnp.pad(one.latents, (*behind, (0, 0))), ids, jnp.full(b, n, jnp.int32))
+        padding = ((0, 0), (0, self.lengths[-1] - n))
+        ids = None if one.ids is None else jnp.pad(one.ids, padding)
+        return Code(jnp.pad(one.latents, (*padding, (0, 0))), ids, jnp.full(b, n, jnp.int32))
 
     def synthesise(self, code: Code, *, key: Array | None = None) -> Float[Array, "B H W 3"]:
-        """Images through the base tokenizer's decoder."""
+        """Images, decoded by the base tokenizer."""
         book = None if self.base_codebook is None else self.base_codebook[...]
         return as_image(self.base, guessed_code(self.decoder(code.latents, code.count), book))
 
@@ -273,7 +273,7 @@ class ALIT(Tokenizer):
 
 
 def grid_decoder_names(embed: str) -> Iterator[Rule]:
-    """The part of the decoder that ALIT and KARL name alike."""
+    """The decoder's names that ALIT and KARL share."""
     yield from linear(embed, "decoder.embed")
     yield from norm("decoder.ln_pre", "decoder.norm_in")
     yield from norm("decoder.ln_post", "decoder.norm_out")

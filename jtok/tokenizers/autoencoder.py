@@ -17,13 +17,14 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class ConvShape:
-    """channels: of the code grid. width: behind the first convolution. widths: channels of every level, each at half
-    the resolution of the one before. blocks: residual blocks a level of the encoder. middle: those next to the grid.
-    attention, decoder_attention: levels whose blocks are each followed by attention. groups: of every normalisation.
+    """channels: of the code grid. width: after the first convolution. widths: channels of every level, each at half
+    the resolution of the one before. blocks: residual blocks per level of the encoder. middle: those at the lowest
+    resolution. attention, decoder_attention: levels whose blocks are each followed by attention. groups: of every
+    normalisation.
 
-    ldm (VQGAN, latent diffusion, diffusers): strided convolutions, attention in the middle, one block a level more in
-    the decoder. maskgit: means of 2 x 2, no attention, no biases in blocks, and a shortcut that reads a block's own
-    output where the number of channels changes.
+    ldm (VQGAN, latent diffusion, diffusers): strided convolutions, attention in the middle, one more block per level
+    in the decoder. maskgit: 2 x 2 mean pooling, no attention, no biases in blocks, and a shortcut that reads the
+    block's output where the number of channels changes.
     """
 
     channels: int
@@ -51,7 +52,7 @@ def _norm(width: int, groups: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
 
 
 class ResidualBlock(nnx.Module):
-    """Two 3 x 3 convolutions, each behind a group norm and SiLU."""
+    """Two 3 x 3 convolutions, each after a group norm and SiLU."""
 
     def __init__(self, inputs: int, outputs: int, s: ConvShape, rngs: nnx.Rngs):
         bias, self.own_output = s.style == "ldm", s.style == "maskgit"
@@ -69,7 +70,7 @@ class ResidualBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Attention of one head over all places of the grid, behind a group norm, with a residual."""
+    """Single-head attention over all places of the grid, after a group norm, with a residual."""
 
     def __init__(self, width: int, s: ConvShape, rngs: nnx.Rngs):
         self.norm = _norm(width, s.groups, rngs)
@@ -83,7 +84,7 @@ class AttentionBlock(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Residual blocks at the lowest resolution, with attention behind the first one (ldm)."""
+    """Residual blocks at the lowest resolution, with attention after the first one (ldm)."""
 
     def __init__(self, s: ConvShape, rngs: nnx.Rngs):
         width = s.widths[-1]

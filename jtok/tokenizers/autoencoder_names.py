@@ -15,8 +15,8 @@ from jtok.tokenizers.autoencoder import ConvDecoder, ConvEncoder, ConvShape, Lev
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """Where things stand below `encoder.` and `decoder.`: {l} is the level, {b} its number counted from the deepest
-    one, {i} the block, {n} the same counted from one. parts: of attention, norm, query, key, value and output."""
+    """Names of the parts under `encoder.` and `decoder.`: {l} is the level, {b} its number from the deepest one,
+    {i} the block, {n} the same numbered from one. parts: of attention, norm, query, key, value and output."""
 
     down: str = "down.{l}.block.{i}"
     down_attention: str = "down.{l}.attn.{i}"
@@ -77,7 +77,7 @@ def decoder_names(net: ConvDecoder, ours: str, theirs: str, naming: str) -> Iter
 
 
 def find_naming(tensors: Mapping[str, tuple[int, ...]], prefix: str) -> str | None:
-    """Which of `NAMINGS` the tensors below `prefix` follow, None if none of them."""
+    """The one of `NAMINGS` that the tensors under `prefix` follow, None if none."""
     for name, n in NAMINGS.items():
         first, mid = (f"{prefix}encoder.{p.format(l=0, i=0, n=1)}.conv1.weight" for p in (n.down, n.mid))
         attention = f"{prefix}encoder.{n.mid_attention}.{n.parts[1]}.weight"
@@ -148,5 +148,5 @@ def _block(ours: str, theirs: str, n: Naming) -> Iterator[Rule]:
 
 def _attention(ours: str, theirs: str, n: Naming) -> Iterator[Rule]:
     yield from norm(f"{theirs}.{n.parts[0]}", f"{ours}.norm")
-    for own, part in zip(("q", "k", "v", "out"), n.parts[1:], strict=True):
-        yield from linear(f"{theirs}.{part}", f"{ours}.{own}")
+    for ours_part, part in zip(("q", "k", "v", "out"), n.parts[1:], strict=True):
+        yield from linear(f"{theirs}.{part}", f"{ours}.{ours_part}")

@@ -1,4 +1,4 @@
-"""The frozen 2-D tokenizer that ALIT and KARL stand on: what they ask of it, and how they guess its codes."""
+"""The frozen 2-D base tokenizer of ALIT and KARL: what they require of it, and how they predict its codes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jtok.errors import UserError
 
 
 class BaseTokenizer(Protocol):
-    """A 2-D tokenizer: images [B,H,W,3] in [0,1] to a grid of E `channels`, one place for `stride` pixels a side, and
-    back. codes: size of its codebook, 0 for a VAE."""
+    """A 2-D tokenizer: images [B,H,W,3] in [0,1] to a grid of E `channels`, one place per `stride` pixels on each side,
+    and back. codes: size of its codebook, 0 for a VAE."""
 
     @property
     def channels(self) -> int: ...
@@ -37,7 +37,7 @@ class BaseTokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a tokenizer needs of its base: the three sizes of `BaseTokenizer`; any `stride` if None."""
+    """What a tokenizer requires of its base: the three sizes of `BaseTokenizer`; any `stride` if None."""
 
     channels: int
     stride: int | None
@@ -46,12 +46,10 @@ class Needs:
     def check(self, base: BaseTokenizer, source: str) -> None:
         """Raises UserError for a base of other sizes; `source` is its file."""
         if base.channels != self.channels:
-            raise UserError(
-                f"'{source}' has codes of {base.channels} channels; the tokenizer stands on {self.channels}."
-            )
+            raise UserError(f"'{source}' has codes of {base.channels} channels; the tokenizer needs {self.channels}.")
         if self.stride is not None and base.stride != self.stride:
             raise UserError(
-                f"'{source}' has one code for {base.stride} pixels a side; the tokenizer wants {self.stride}."
+                f"'{source}' has one code for {base.stride} pixels a side; the tokenizer needs {self.stride}."
             )
         if base.codes != self.codes:
             trained = self.codes or "a VAE"
@@ -59,7 +57,7 @@ class Needs:
 
 
 class Frozen(nnx.Variable):
-    """A parameter of a base tokenizer: it is no `nnx.Param`, so it is neither trained nor saved with what stands on
+    """A parameter of a base tokenizer: it is no `nnx.Param`, so it is neither trained nor saved with what is built on
     it."""
 
 

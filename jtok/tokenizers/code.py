@@ -1,4 +1,4 @@
-"""A code, and what tokenizers share: an image becomes a code of some length, and a code becomes an image."""
+"""A code, and what tokenizers share: they encode an image into a code of some length, and decode it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from jtok.tokenizers.base_grid import BaseTokenizer, Needs
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """A batch of coded images: K latents each, of which the first `count` are meant.
+    """A batch of coded images: K latents each, of which the first `count` are valid.
 
-    ids: int32 [B,K] (None for continuous latents). losses: of the bottleneck, in training. extra: what a method wants
-    to hand on (the halting probabilities of KARL, the roll-outs of ALIT).
+    ids: int32 [B,K] (None for continuous latents). losses: of the bottleneck, in training. extra: further outputs of
+    a method (the halting probabilities of KARL, the roll-outs of ALIT).
     """
 
     latents: Float[Array, "B K d"]
@@ -38,7 +38,7 @@ class Code:
 
 
 class Tokenizer(nnx.Module):
-    """What `jtok.tokenizers.protocol.ImageTokenizer` asks for, as most tokenizers do it.
+    """What `jtok.tokenizers.protocol.ImageTokenizer` asks for, as most tokenizers implement it.
 
     A tokenizer defines `analyse`, `synthesise` and `names`, and sets `config`, `lengths` and `quantizer`.
     """
@@ -57,7 +57,7 @@ class Tokenizer(nnx.Module):
         raise TypeError(f"{type(self).__name__} must define synthesise(code).")
 
     def from_ids(self, ids: Int[Array, "B K"], count: Int[Array, " B"]) -> Code:
-        """The code that these ids stand for; ids behind `count` do not matter."""
+        """The code of the given ids; ids after `count` are ignored."""
         raise UserError(f"{type(self).__name__} has continuous latents, no ids.")
 
     def encode(
@@ -70,9 +70,9 @@ class Tokenizer(nnx.Module):
     ) -> Code:
         """A code of all latents, of `tokens`, or of the fewest that reach `quality`.
 
-        quality: PSNR in dB of the reconstruction, judged image by image on 8-bit images; an image that does not reach
-        it gets all latents. Raises UserError for images of another size or dtype, and for a length that the tokenizer
-        does not have.
+        quality: PSNR in dB of the reconstruction, measured per image after rounding to 8 bits; an image that does not
+        reach it gets all latents. Raises UserError for images of another size or dtype, and for a length that the
+        tokenizer does not have.
         """
         self.check_request(images, tokens, quality)
         code = self.analyse(images, key=key)
@@ -99,7 +99,7 @@ class Tokenizer(nnx.Module):
         """Raises UserError for a number of tokens that the tokenizer does not have."""
         low, high = (self.lengths[0] if self.prefix else 1), self.longest
         if not low <= tokens <= high:
-            raise UserError(f"{tokens} tokens are asked for; this tokenizer has {low} to {high}.")
+            raise UserError(f"{tokens} tokens are requested; this tokenizer has {low} to {high}.")
 
     def decode(self, code: Code, tokens: int | None = None, *, key: Array | None = None) -> Float[Array, "B H W 3"]:
         """Images in [0,1] from a code, or from its first `tokens` latents."""
@@ -108,7 +108,7 @@ class Tokenizer(nnx.Module):
 
     @property
     def longest(self) -> int:
-        """The most tokens that can be asked for."""
+        """Largest number of tokens that can be requested."""
         return self.lengths[-1]
 
     @property
@@ -118,27 +118,27 @@ class Tokenizer(nnx.Module):
 
     @property
     def image_side(self) -> int:
-        """Pixels a side of the images that it is made for."""
+        """Side in pixels of the images that it is made for."""
         return self.config.image
 
     @property
     def codec_ready(self) -> bool:
-        """Whether it codes images of any size tile by tile: a tokenizer has to say so."""
+        """Whether it codes images of any size tile by tile; a tokenizer must opt in."""
         return False
 
     def bits(self, count: float, length: int, each: float | None = None) -> float:
-        """Bits of an image of which the first `count` of `length` tokens are kept; those of the count are left out."""
+        """Bits of an image of which the first `count` of `length` tokens are kept, without the count's own bits."""
         return count * (math.log2(max(self.codes, 1)) if each is None else each)
 
     @property
     def base_needs(self) -> Needs | None:
-        """Which base fits; None where there is no slot for one."""
+        """What it requires of a base; None for a tokenizer without one."""
         return None
 
     def put_base(self, base: BaseTokenizer) -> None:
-        """Puts a base tokenizer into its slot; raises UserError where there is none."""
+        """Sets the base tokenizer; raises UserError for a tokenizer without a base."""
         if self.base_slot is None:
-            raise UserError(f"a {type(self).__name__} stands on no base tokenizer: leave the base out.")
+            raise UserError(f"a {type(self).__name__} uses no base tokenizer: leave the base out.")
         setattr(self, self.base_slot, nnx.data(base) if isinstance(base, nnx.Module) else base)
 
     @classmethod
@@ -148,14 +148,14 @@ class Tokenizer(nnx.Module):
 
     def release(self) -> dict[str, Any]:
         """The authors' config.json; raises UserError, since by default there is none."""
-        raise UserError(f"{type(self).__name__} has no files of its authors' kind here: export it as stablehlo.")
+        raise UserError(f"{type(self).__name__} has no released format here: export it as stablehlo.")
 
     def _least(self, images: Array, code: Code, quality: float, key: Array | None) -> Int[Array, " B"]:
         """The smallest of `lengths` at which every image reaches the quality."""
 
         def good(length: Array) -> Array:
-            again = jnp.round(self.decode(code.take(length), key=key) * 255) / 255
-            error = jnp.square(again - images).mean((1, 2, 3))
+            reconstruction = jnp.round(self.decode(code.take(length), key=key) * 255) / 255
+            error = jnp.square(reconstruction - images).mean((1, 2, 3))
             return error <= 10 ** (-quality / 10)
 
         reached = jax.lax.map(good, jnp.asarray(self.lengths, jnp.int32))  # [lengths, B]
@@ -164,6 +164,6 @@ class Tokenizer(nnx.Module):
 
 
 def check_float(images: Array) -> None:
-    """Raises UserError for images of whole numbers."""
+    """Raises UserError for integer images."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images are {images.dtype}; they must be floats in [0, 1]: divide bytes by 255.")

@@ -1,4 +1,4 @@
-"""A tokenizer of small square images as a codec of pictures of any size: tiles, each with the tokens it needs."""
+"""A tokenizer of small square images as a codec for images of any size: tiles, each with the tokens it needs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jtok.tokenizers.files import fingerprint
 from jtok.tokenizers.protocol import ImageTokenizer
 from jtok.tokenizers.tiling import Tiling
 
-Picture = UInt8[np.ndarray, "H W 3"]
-QUALITIES = (1.0, 60.0)  # dB of PSNR that can be asked for
+Image8 = UInt8[np.ndarray, "H W 3"]
+QUALITIES = (1.0, 60.0)  # dB of PSNR that can be requested
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """A picture's tiles as all their ids [T,K]; errors: mean squared error in [0,1] at each of L `lengths` [T,L]."""
+    """An image's tiles as all their ids [T,K]; errors: mean squared error in [0,1] at each of L `lengths` [T,L]."""
 
     tiling: Tiling
     ids: Int[np.ndarray, "T K"]
@@ -31,7 +31,7 @@ class Analysis:
     lengths: tuple[int, ...]
 
     def at_quality(self, quality: float) -> Int[np.ndarray, " T"]:
-        """The fewest tokens with which each tile has this PSNR in dB; all of them where none reaches it."""
+        """The fewest tokens with which each tile has this PSNR in dB; all of them where it is out of reach."""
         return fewest(self.errors, self.lengths, quality)
 
     def missed(self, quality: float) -> Bool[np.ndarray, " T"]:
@@ -40,10 +40,10 @@ class Analysis:
 
 
 class Codec:
-    """Pictures uint8 [H,W,3] to containers and back.
+    """Images uint8 [H,W,3] to containers and back.
 
     overlap: pixels that neighbouring tiles share. batch: tiles at once; there is one compiled program for each
-    direction, whatever the picture's size. Raises UserError for a tokenizer that has no ids or is not of plain images.
+    direction, whatever the image's size. Raises UserError for a tokenizer that has no ids or needs more than an image.
     """
 
     def __init__(self, tokenizer: ImageTokenizer, *, overlap: int = 4, batch: int = 32):
@@ -64,8 +64,8 @@ class Codec:
             weights = weights / weights.sum((1, 2), keepdims=True)
 
             def error(length):
-                again = jnp.round(net.decode(code.take(length)) * 255) / 255
-                return (jnp.square(again - tiles).mean(-1) * weights).sum((1, 2))
+                reconstruction = jnp.round(net.decode(code.take(length)) * 255) / 255
+                return (jnp.square(reconstruction - tiles).mean(-1) * weights).sum((1, 2))
 
             return jax.lax.map(error, lengths).T
 
@@ -77,29 +77,29 @@ class Codec:
         self._analyse, self._measure, self._decode = analyse, measure, decode
 
     def tiling(self, height: int, width: int) -> Tiling:
-        """How a picture of this size is cut."""
+        """The tiling of an image of this size."""
         return Tiling(height, width, self.tile, self.overlap)
 
-    def encode(self, picture: Picture, *, tokens: int | None = None, quality: float | None = None) -> Container:
-        """A picture with `tokens` a tile, or with the fewest that give each tile `quality` (dB), its most else.
+    def encode(self, image: Image8, *, tokens: int | None = None, quality: float | None = None) -> Container:
+        """An image with `tokens` per tile, or with the fewest that give each tile `quality` (dB), or all where none do.
 
         Raises UserError for a length or a quality out of range, and unless exactly one of the two is given.
         """
         if (tokens is None) == (quality is None):
-            raise UserError("give a number of tokens or a quality, one of the two.")
+            raise UserError("give either a number of tokens or a quality.")
         if tokens is not None:
             self.check_tokens(tokens)
-            tiling = self.tiling(*picture.shape[:2])
-            ids = self.ids(_unit(tiling.cut(picture)))
+            tiling = self.tiling(*image.shape[:2])
+            ids = self.ids(_unit(tiling.cut(image)))
             return self.container(tiling, ids, np.full(tiling.count, tokens, np.int32))
         check_quality(quality)
-        found = self.analyse(picture)
-        return self.container(found.tiling, found.ids, found.at_quality(quality))
+        analysis = self.analyse(image)
+        return self.container(analysis.tiling, analysis.ids, analysis.at_quality(quality))
 
-    def analyse(self, picture: Picture) -> Analysis:
-        """The ids of all tiles and their errors at every length, from which any quality is chosen."""
-        tiling = self.tiling(*picture.shape[:2])
-        tiles = _unit(tiling.cut(picture))
+    def analyse(self, image: Image8) -> Analysis:
+        """The ids of all tiles and their errors at every length, from which tokens for any quality can be chosen."""
+        tiling = self.tiling(*image.shape[:2])
+        tiles = _unit(tiling.cut(image))
         ids = self.ids(tiles)
         return Analysis(tiling, ids, self.errors(tiles, ids, tiling.weights()), self.lengths)
 
@@ -108,8 +108,8 @@ class Codec:
         kept = ids[np.arange(ids.shape[1]) < counts[:, None]]
         return Container(tiling, self.fingerprint, self.bits, np.asarray(counts, np.int32), kept)
 
-    def decode(self, c: Container, *, tokens: int | None = None, name: str = "the container") -> Picture:
-        """The picture, or what the first `tokens` of each tile say of it.
+    def decode(self, c: Container, *, tokens: int | None = None, name: str = "the container") -> Image8:
+        """The image, decoded from all tokens or from the first `tokens` of each tile.
 
         Raises UserError for another tokenizer's container, and for one with tiles or ids that this one does not have.
         """
@@ -134,7 +134,7 @@ class Codec:
     def check_tokens(self, tokens: int) -> None:
         """Raises UserError for a number of tokens that no tile can have."""
         if not self.lengths[0] <= tokens <= self.lengths[-1]:
-            raise UserError(f"{tokens} tokens a tile are asked for; this tokenizer has {_span(self.lengths)}.")
+            raise UserError(f"{tokens} tokens a tile are requested; this tokenizer has {_span(self.lengths)}.")
 
     def ids(self, tiles: Float[np.ndarray, "T t t 3"]) -> Int[np.ndarray, "T K"]:
         """All ids of tiles in [0,1]."""
@@ -158,8 +158,8 @@ def code_size(tokenizer: ImageTokenizer) -> int:
     """Number of ids that a tokenizer has. Raises UserError for one that cannot code images as ids by itself."""
     if not tokenizer.codec_ready:
         raise UserError(
-            "pictures are coded by a TiTok with an FSQ or VQ bottleneck and without text; this is another, which jtok "
-            "show and jtok evaluate take."
+            "images are coded by a TiTok with an FSQ or VQ bottleneck and without text; this is another, which jtok "
+            "show and jtok evaluate accept."
         )
     return tokenizer.codes
 

@@ -2,8 +2,8 @@
 
 All numbers little-endian. Header: magic (4 bytes), version (1), length of the whole file (4), fingerprint of the
 tokenizer (8), height, width, tile, overlap in pixels (2 each), bits of an id (1), least and most tokens of a tile (2
-each). Then one stream of bits, the most significant of each number first, filled up with zeros to a whole byte: what
-the count of each tile has above the least, in as many bits as the most needs; the ids of all tiles. Then the CRC-32 of
+each). Then one stream of bits, the most significant of each number first, zero-padded to a whole byte: the
+token count of each tile less the least, in as many bits as the largest needs; the ids of all tiles. Then the CRC-32 of
 everything before it.
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Int
 from jtok.errors import UserError
 from jtok.tokenizers.tiling import Tiling
 
-MAGIC = b"\x8aJTK"  # the first byte is in no text, and tells a copy that lost the eighth bit
+MAGIC = b"\x8aJTK"  # the first byte occurs in no text, and exposes a copy that lost the eighth bit
 VERSION = 1
 LONGEST_SIDE = 2**16 - 1
 _HEADER = struct.Struct("<4sBI8s4HB2H")
@@ -28,7 +28,7 @@ _CRC = struct.Struct("<I")
 
 @dataclasses.dataclass(frozen=True)
 class Container:
-    """What a `.jtok` file holds. counts: tokens of each tile, int32 [T]. ids: of all tiles one after the other, int32
+    """Contents of a `.jtok` file. counts: tokens of each tile, int32 [T]. ids: of all tiles, concatenated, int32
     [sum of counts]. bits: of an id."""
 
     tiling: Tiling
@@ -41,12 +41,12 @@ class Container:
         """Raises UserError unless the ids are of the tokenizer with this fingerprint; `name` is that of the file."""
         if fingerprint != self.fingerprint:
             raise UserError(
-                f"'{name}' was made by the tokenizer {self.fingerprint.hex()}, and the one at hand is "
+                f"'{name}' was made by the tokenizer {self.fingerprint.hex()}, but the one given is "
                 f"{fingerprint.hex()}: give the one that made it by --tokenizer=FILE."
             )
 
     def padded(self, longest: int) -> Int[np.ndarray, "T K"]:
-        """The ids of each tile in its row, zeros behind them."""
+        """The ids of each tile in its row, followed by zeros."""
         ids = np.zeros((len(self.counts), longest), np.int32)
         ids[np.arange(longest) < self.counts[:, None]] = self.ids
         return ids
@@ -67,21 +67,21 @@ def pack(c: Container) -> bytes:
 
 
 def unpack(data: bytes, name: str) -> Container:
-    """What `pack` packed; `name` is the file's, for messages.
+    """Inverse of `pack`; `name` is the file's, for messages.
 
     Raises UserError, one sentence each, for a foreign file, another version, a truncated and a corrupt file.
     """
     _check_whole(data, name)
     _, _, _, fingerprint, height, width, tile, overlap, bits, least, most = _HEADER.unpack_from(data)
-    corrupt = UserError(f"'{name}' is corrupt: what its header says does not fit the rest; make it again.")
+    corrupt = UserError(f"'{name}' is corrupt: its header does not match its contents; make it again.")
     try:
         tiling = Tiling(height, width, tile, overlap)
     except UserError:
         raise corrupt from None
     payload = np.frombuffer(data, np.uint8, len(data) - _HEADER.size - _CRC.size, _HEADER.size)
-    each, room = (most - least).bit_length(), 8 * len(payload)
-    # all sizes are checked before anything of such a size is made
-    if not 1 <= least <= most or not 1 <= bits <= 31 or tiling.count * (each + least * bits) > room:
+    each, available = (most - least).bit_length(), 8 * len(payload)
+    # sizes are checked before anything is allocated
+    if not 1 <= least <= most or not 1 <= bits <= 31 or tiling.count * (each + least * bits) > available:
         raise corrupt
     stream = np.unpackbits(payload)
     counts = least + _to_numbers(stream[: tiling.count * each], tiling.count, each)
@@ -109,7 +109,7 @@ def _check_whole(data: bytes, name: str) -> None:
     if len(data) < length:
         raise UserError(f"'{name}' is truncated: it has {len(data)} of its {length} bytes.")
     if len(data) > length or zlib.crc32(data[: -_CRC.size]) != _CRC.unpack(data[-_CRC.size :])[0]:
-        raise UserError(f"'{name}' is corrupt: its checksum does not fit its contents; copy or make it again.")
+        raise UserError(f"'{name}' is corrupt: its checksum does not match its contents; copy or make it again.")
 
 
 def _to_bits(numbers: Int[np.ndarray, " n"], width: int) -> np.ndarray:

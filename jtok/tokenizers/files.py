@@ -1,4 +1,4 @@
-"""Tokenizers in files: jtok's own (one safetensors file that knows its config), and those of their authors."""
+"""Tokenizers in files: jtok's own format (one safetensors file that states its config), and the authors' releases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from jtok.tokenizers.released_configs import (
 
 #: Key of the metadata of a file of ours: {"kind": ..., "config": {...}}.
 KEY = "jtok.tokenizer"
-#: Readers of releases that hold no config of their own, by kind; others are recognised by `released_config`.
+#: Config readers for releases that state no config, by kind; others are recognised by `released_config`.
 FROM_TENSORS: dict[str, Callable[[Weights], Any]] = {
     "alit": alit_config,
     "karl": karl_config,
@@ -48,7 +48,7 @@ def save_tokenizer(
     *,
     storage: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Writes a tokenizer, without the base tokenizer or VAE it stands on, to one file, whole or not at all."""
+    """Writes a tokenizer, without its base tokenizer or VAE, to one file, atomically."""
     facts = {
         KEY: json.dumps({"kind": entry_of(tokenizer).kind, "config": dataclasses.asdict(tokenizer.config)}),
         **(metadata or {}),
@@ -60,9 +60,9 @@ def save_tokenizer(
 def load_tokenizer(path: str | os.PathLike, base: Any = None) -> ImageTokenizer:
     """A tokenizer from a file of `save_tokenizer`, or a release of any tokenizer of the catalogue that has one.
 
-    base: the base tokenizer (ALIT, KARL) or VAE (FlexTok) that it stands on, or its file; releases that hold one need
-    none. Raises UserError, one sentence each, for a checkpoint that cannot be read, of something else, with missing or
-    unknown tensors, or with wrong shapes, and for a base of another architecture.
+    base: the base tokenizer (ALIT, KARL) or VAE (FlexTok) that it is built on, or its file; releases that hold one
+    need none. Raises UserError, one sentence each, for a checkpoint that cannot be read, of something else, with
+    missing or unknown tensors, or with wrong shapes, and for a base of another architecture.
     """
     weights = open_weights(path)
     if KEY not in weights.metadata:
@@ -72,7 +72,7 @@ def load_tokenizer(path: str | os.PathLike, base: Any = None) -> ImageTokenizer:
         entry = tokenizers()[stated["kind"]]
         made, config = entry.model, _as_config(entry.config, stated["config"])
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"'{path}' states a tokenizer that this jtok does not take ({error}).") from None
+        raise UserError(f"'{path}' states a tokenizer that this jtok does not know ({error}).") from None
     shapes = nnx.eval_shape(lambda: made(config, nnx.Rngs(0)))
     graph, state, rest = nnx.split(shapes, nnx.Param, ...)
     wanted = flatten(nnx.to_pure_dict(state))
@@ -86,7 +86,7 @@ def load_tokenizer(path: str | os.PathLike, base: Any = None) -> ImageTokenizer:
 
 
 def fingerprint(tokenizer: ImageTokenizer) -> bytes:
-    """Eight bytes that tell this tokenizer, weights and all, from others: codes belong to one."""
+    """Eight bytes that identify this tokenizer and its weights, since codes are only valid for one."""
     digest = hashlib.sha256()
     for name, array in sorted(flatten(nnx.to_pure_dict(nnx.state(tokenizer, nnx.Param))).items()):
         digest.update(name.encode())
@@ -119,22 +119,22 @@ def _recognised(path: str | os.PathLike, weights: Weights) -> tuple[type, Any]:
         if (config := made.released_config(weights)) is not None:
             return made, config
     if weights.config is None:
-        raise UserError(f"'{path}' is no tokenizer of jtok's, and has no config.json of a release beside it.")
+        raise UserError(f"'{path}' is not a jtok tokenizer, and has no config.json of a release beside it.")
     names = ", ".join(tokenizers())
-    raise UserError(f"the config.json of '{path}' is none of a tokenizer that jtok knows ({names}).")
+    raise UserError(f"the config.json of '{path}' is not that of a tokenizer that jtok knows ({names}).")
 
 
 def _with_base(
     tokenizer: ImageTokenizer, base: BaseTokenizer | str | os.PathLike | None, weights: Weights
 ) -> ImageTokenizer:
-    """The tokenizer on the base that is given (a file, or itself), else on the one in its own checkpoint, if any."""
+    """The tokenizer with the given base (a file or a module), else with the one in its checkpoint, if any."""
     if base is None and KEY not in weights.metadata and base_prefix(weights) is not None:
         base = _enclosed(weights)
     if base is None:
         return tokenizer
     if tokenizer.base_slot is None:
         name = type(tokenizer).__name__
-        raise UserError(f"'{weights.source}' is a {name}, which stands on no base tokenizer: leave the base out.")
+        raise UserError(f"'{weights.source}' is a {name}, which uses no base tokenizer: leave the base out.")
     if isinstance(base, str | os.PathLike):
         source, base = base, open_base(base)
         tokenizer.base_needs.check(base, str(source))

@@ -2,7 +2,7 @@
 
 "FlexTok: Resampling Images into 1D Token Sequences of Flexible Length", arXiv:2502.13967, 2025. Registers read the
 latents of a frozen VAE under a mask by which register i sees the registers before it; FSQ makes codes of them; a
-rectified flow, conditioned on the codes that are kept, makes the VAE's latents again.
+rectified flow, conditioned on the codes that are kept, generates the VAE's latents.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FlexTokConfig:
     grid: int = 16
     registers: int = 256
     levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
-    modulations: int = 2  # 2: patches and registers have modulations of their own; 1: they share
+    modulations: int = 2  # 2: patches and registers are modulated separately; 1: jointly
     frequencies: int = 256
     steps: int = 20
     guidance: Guidance = Guidance(7.5, projected=True)
@@ -73,10 +73,10 @@ class RegisterEncoder(nnx.Module):
     def __call__(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B R d"]:
         c = self.config
         x = self.patch(cut(latents, c.patch)) + _rows(self.position[...])
-        own = jnp.broadcast_to(self.registers[...].astype(x.dtype), (x.shape[0], *self.registers.shape))
+        registers = jnp.broadcast_to(self.registers[...].astype(x.dtype), (x.shape[0], *self.registers.shape))
         n = x.shape[1]
         mask = packed_mask([n + c.registers], "causal_last", prefixes=[n])
-        x = self.trunk(jnp.concatenate([x, own], 1), mask)[:, n:]
+        x = self.trunk(jnp.concatenate([x, registers], 1), mask)[:, n:]
         return self.out(plain_norm(x).astype(jnp.float32))
 
 
@@ -102,15 +102,15 @@ class FlowDecoder(nnx.Module):
     def __call__(
         self, x: Float[Array, "B h w C"], t: Float[Array, " B"], code: Code, null: Array | bool = False
     ) -> Float[Array, "B h w C"]:
-        """null [B] or one bool: images whose code is left out altogether."""
+        """null [B] or one bool: images whose code is dropped entirely."""
         c = self.config
-        held = self.embed(code.latents) + self.register_position[...].T.astype(c.dtype)
-        held = fill_tail(held, code.count, self.dropped[...])  # behind the positions: what is dropped has none
+        conditions = self.embed(code.latents) + self.register_position[...].T.astype(c.dtype)
+        conditions = fill_tail(conditions, code.count, self.dropped[...])  # dropped ones have no position
         null = jnp.broadcast_to(jnp.asarray(null), (x.shape[0],))[:, None, None]
-        held = jnp.where(null, self.null[...].astype(held.dtype), held)
+        conditions = jnp.where(null, self.null[...].astype(conditions.dtype), conditions)
         patches = self.patch(cut(x, c.patch)) + _rows(self.position[...])
         n, time = patches.shape[1], self.time(t)
-        y = self.trunk(jnp.concatenate([patches, held], 1), None, time.astype(c.dtype), (n, c.registers))[:, :n]
+        y = self.trunk(jnp.concatenate([patches, conditions], 1), None, time.astype(c.dtype), (n, c.registers))[:, :n]
         shift, scale = jnp.split(self.modulate(jax.nn.silu(time))[:, None], 2, -1)
         return paste(self.out(plain_norm(y).astype(jnp.float32) * (1 + scale) + shift), c.side, c.patch)
 
@@ -149,7 +149,7 @@ class FlexTok(Tokenizer):
 
     @property
     def image_side(self) -> int:
-        """Latents a side, times the VAE's stride."""
+        """Side of the latents times the VAE's stride."""
         return self.config.side * (1 if self.vae is None else self.vae.stride)
 
     def check_images(self, images: Array) -> None:
@@ -164,25 +164,25 @@ class FlexTok(Tokenizer):
 
     @property
     def quantizer(self) -> FSQ:
-        """FSQ in the variant of the release."""
+        """FSQ in the released variant."""
         return FSQ(self.config.levels, "atanh")
 
     def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        """What the tokenizer codes: the VAE's latents, or pixels in [-1,1]. Raises UserError if the VAE is missing."""
+        """What it encodes: the VAE's latents, or pixels in [-1,1]. Raises UserError if the VAE is missing."""
         self._check_vae()
         return 2 * images - 1 if self.vae is None else self.vae.encode(images)
 
     def code(self, latents: Float[Array, "B h w C"]) -> Code:
         """The code of all registers."""
-        found = self.quantizer(self.encoder(latents))
-        return Code(found.values, found.indices, jnp.full(latents.shape[0], self.config.registers, jnp.int32))
+        quantized = self.quantizer(self.encoder(latents))
+        return Code(quantized.values, quantized.indices, jnp.full(latents.shape[0], self.config.registers, jnp.int32))
 
     def analyse(self, images: Float[Array, "B H W 3"], *, train: bool = False, key: Array | None = None) -> Code:
         """A code of all R registers."""
         return self.code(self.latents(images))
 
     def from_ids(self, ids: Int[Array, "B R"], count: Int[Array, " B"]) -> Code:
-        """The code of ids; those behind `count` may hold anything valid, 0 for example."""
+        """The code of ids; those after `count` may be any valid id, such as 0."""
         return Code(self.quantizer.decode(ids), ids, count)
 
     def sample(

@@ -40,7 +40,7 @@ class GeneratorConfig:
 
 
 class _Layer(nnx.Module):
-    """post: norms behind the residuals (BERT), else before the branches. skip: joins an earlier state first."""
+    """post: norms after the residuals (BERT), else before the branches. skip: joins an earlier state first."""
 
     def __init__(self, c: GeneratorConfig, rngs: nnx.Rngs, *, post: bool, skip: bool = False):
         eps = 1e-12 if post else 1e-5

@@ -1,8 +1,8 @@
-"""KARL: one pass that codes an image to a wanted error, and says which of its tokens it did not need.
+"""KARL: one pass that encodes an image to a target error, and marks the tokens that it did not need.
 
-"Single-pass Adaptive Image Tokenization for Minimum Program Search", Duggal et al., 2025. The encoder reads the wanted
+"Single-pass Adaptive Image Tokenization for Minimum Program Search", Duggal et al., 2025. The encoder reads the target
 L1 error as a condition; a halting head marks tokens that are not needed. They are masked out of the decoder, wherever
-in the sequence they lie.
+they are in the sequence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HALTED = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class KARLConfig:
-    """As `ALITConfig`; table: side of the position tables, read at the nearest place; most: latent tokens there are."""
+    """As `ALITConfig`; table: side of the position tables, read at the nearest place; most: number of latent tokens."""
 
     patch: int = 16
     encoder: tuple[int, int, int] = (1024, 8, 8)
@@ -64,7 +64,7 @@ def error_bin(error: Float[Array, "..."], bins: tuple[float, ...] = BINS) -> Int
 
 
 def blocked(halted: Bool[Array, "B T"], grid: int) -> Bool[Array, "B L L"]:
-    """Pairs of [grid, latents] that do not see each other in the decoder: where either is halted, but for itself."""
+    """Pairs of [grid, latents] masked from each other in the decoder: where either is halted, except the diagonal."""
     out = jnp.pad(halted, ((0, 0), (grid, 0)))
     either = out[:, :, None] | out[:, None]
     return either & ~jnp.eye(out.shape[1], dtype=bool)
@@ -89,7 +89,7 @@ class HaltingHead(nnx.Module):
 
 
 class GridDecoder(nnx.Module):
-    """[mask tokens, latents] -> a guess of the base's code at every place; halted latents are not seen."""
+    """[mask tokens, latents] -> a prediction of the base's code at every place; halted latents are masked."""
 
     def __init__(self, c: KARLConfig, rngs: nnx.Rngs):
         width, depth, heads = c.decoder
@@ -104,13 +104,13 @@ class GridDecoder(nnx.Module):
         self.norm_out = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.head = GuessHead(width, c.base_codes or c.base_width, rngs)
 
-    def __call__(self, latents, grid: tuple[int, int], seen: Bool[Array, "B T"] | None = None) -> Float[Array, "B N C"]:
+    def __call__(self, latents, grid: tuple[int, int], kept: Bool[Array, "B T"] | None = None) -> Float[Array, "B N C"]:
         b, t = latents.shape[:2]
         x = self.embed(latents) + self.latent_position[...][:t]
         lead = self.mask_token[...] + _table(self.position[...], *grid)
         n = lead.shape[0]
-        # a halted token sees itself alone in the paper; nobody reads what becomes of it
-        valid = None if seen is None else jnp.concatenate([jnp.ones((b, n), bool), seen], 1)
+        # in the paper a halted token attends to itself alone; its output is never read
+        valid = None if kept is None else jnp.concatenate([jnp.ones((b, n), bool), kept], 1)
         rows = jnp.concatenate([jnp.broadcast_to(lead, (b, *lead.shape)), x], 1)
         return self.head(self.norm_out(self.trunk(self.norm_in(rows).astype(self.dtype), valid)[:, :n]))
 
@@ -128,7 +128,7 @@ class GridDecoder(nnx.Module):
     | {"halting_width": 8, "codebook": 32, "code_width": 4, "base_width": 3, "base_codes": 0},
 )
 class KARL(Tokenizer):
-    """`base` is the frozen 2-D tokenizer; without it the tokenizer codes grids that it is given (`code`)."""
+    """`base` is the frozen 2-D tokenizer; without it the tokenizer encodes given grids (`code`)."""
 
     prefix = False
     base_slot = "base"
@@ -137,7 +137,7 @@ class KARL(Tokenizer):
     def __init__(self, config: KARLConfig, rngs: nnx.Rngs, base: BaseTokenizer | None = None):
         c, (width, depth, heads) = config, config.encoder
         if c.tokens > c.most:
-            raise UserError(f"a budget of {c.tokens} tokens exceeds the {c.most} that there are.")
+            raise UserError(f"a budget of {c.tokens} tokens exceeds the {c.most} latent tokens.")
         self.config, self.base = c, base
         self.lengths = (c.tokens,)
         init = nnx.initializers.normal(width**-0.5)
@@ -161,12 +161,12 @@ class KARL(Tokenizer):
 
     @property
     def image_side(self) -> int:
-        """Of the images in the paper, of 16 patches a side; any multiple of the patch is taken."""
+        """Side of the paper's images, 16 patches; any multiple of the patch is accepted."""
         return 16 * self.config.patch
 
     @property
     def base_needs(self) -> Needs:
-        """A base with one place for a patch, whose codebook is the one that the tokenizer guesses in."""
+        """A base with one grid place per patch, and the codebook that the tokenizer predicts."""
         return Needs(self.config.base_width, self.config.patch, self.config.base_codes)
 
     def check_images(self, images: Array) -> None:
@@ -177,11 +177,11 @@ class KARL(Tokenizer):
         check_float(images)
 
     def bits(self, count: float, length: int, each: float | None = None) -> float:
-        """And one bit a token that says whether it is kept."""
+        """As for other tokenizers, plus one bit per token that says whether it is kept."""
         return super().bits(count, length, each) + length
 
     def condition(self, error: Float[Array, " B"]) -> Float[Array, "B D"]:
-        """Embedding of the wanted error."""
+        """Embedding of the target error."""
         return self.conditions[...][error_bin(error)]
 
     def code(
@@ -196,19 +196,18 @@ class KARL(Tokenizer):
     ) -> Code:
         """A code of `tokens` latents; `extra` has halt_logits and needed [B,T], and count is how many are needed.
 
-        budget: latents of each image behind which all is as if there were no more (none is needed, none counts in the
-        losses)."""
+        budget: number of latents of each image; later ones are ignored (not needed, and left out of the losses)."""
         c, (b, rows, columns) = self.config, grid.shape[:3]
         t = tokens or c.tokens
         x = jnp.concatenate([self.patch(cut_patches(images, c.patch)), grid.reshape(b, rows * columns, -1)], -1)
         x = x + _table(self.position[...], rows, columns)
-        own = jnp.broadcast_to(self.latent_tokens[...][:t], (b, t, x.shape[-1]))
-        x = jnp.concatenate([self.condition(error)[:, None], x, own], 1)
-        within = seen = None
+        latents = jnp.broadcast_to(self.latent_tokens[...][:t], (b, t, x.shape[-1]))
+        x = jnp.concatenate([self.condition(error)[:, None], x, latents], 1)
+        within = valid = None
         if budget is not None:
             within = jnp.arange(t) < budget[:, None]
-            seen = jnp.concatenate([jnp.ones((b, x.shape[1] - t), bool), within], 1)
-        h = self.trunk(self.norm_in(x).astype(c.dtype), seen)[:, -t:].astype(jnp.float32)
+            valid = jnp.concatenate([jnp.ones((b, x.shape[1] - t), bool), within], 1)
+        h = self.trunk(self.norm_in(x).astype(c.dtype), valid)[:, -t:].astype(jnp.float32)
         return self._read(h, (rows, columns), train, within)
 
     def _read(
@@ -218,21 +217,21 @@ class KARL(Tokenizer):
         z = self.narrow(self.norm_out(h))
         values, ids, losses = z, None, {}
         if self.quantizer is not None:
-            found = self.quantizer(z, train=train, where=within)
-            values, ids, losses = found.values, found.indices, found.losses
+            quantized = self.quantizer(z, train=train, where=within)
+            values, ids, losses = quantized.values, quantized.indices, quantized.losses
         needed = jax.nn.sigmoid(logits) <= HALTED
         needed = needed if within is None else needed & within
         extra = {"halt_logits": logits, "needed": needed, "grid": jnp.zeros(grid, jnp.int8)}
         return Code(values, ids, needed.sum(1, dtype=jnp.int32), losses, extra)
 
     def guess(self, code: Code) -> Float[Array, "B N C"]:
-        """The guess of the base's code from the tokens that are needed."""
+        """The prediction of the base's code from the needed tokens."""
         return self.decoder(code.latents, code.extra["grid"].shape, code.extra["needed"])
 
     def analyse(
         self, images, *, train: bool = False, key: Array | None = None, error: float | Array = 0.05, tokens=None
     ) -> Code:
-        """The code for a wanted error, 0.03 to 0.07 being usual."""
+        """The code for a target error, usually 0.03 to 0.07."""
         if self.base is None:
             raise UserError(
                 "KARL codes the grid of a base tokenizer: give its file as the base, or call `code` with a grid."
@@ -241,13 +240,13 @@ class KARL(Tokenizer):
         return self.code(images, self.base.encode(images), wanted, tokens, train=train)
 
     def encode(self, images, tokens: int | None = None, *, quality: float | None = None, key: Array | None = None):
-        """tokens: the budget. quality: PSNR in dB, taken for the L1 error of Gaussian errors of that PSNR (ours)."""
+        """tokens: the budget. quality: PSNR in dB, converted to the L1 error of Gaussian noise of that PSNR (ours)."""
         self.check_request(images, tokens, quality)
         error = 0.05 if quality is None else 10 ** (-quality / 20) * (2 / np.pi) ** 0.5
         return self.analyse(images, error=error, tokens=tokens)
 
     def synthesise(self, code: Code, *, key: Array | None = None) -> Float[Array, "B H W 3"]:
-        """Images through the base tokenizer's decoder."""
+        """Images, decoded by the base tokenizer."""
         book = None if self.base_codebook is None else self.base_codebook[...]
         return as_image(self.base, guessed_code(self.guess(code), book))
 

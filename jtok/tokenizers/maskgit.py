@@ -1,4 +1,4 @@
-"""Masked generation of code sequences: predict all, keep the surest, mask the others again.
+"""Masked generation of code sequences: predict all, keep the most confident, remask the others.
 
 "MaskGIT: Masked Generative Image Transformer", arXiv:2202.04200, with the guidance schedules of TiTok (arXiv:
 2406.07550) and MaskGen (arXiv:2501.07730).
@@ -65,20 +65,20 @@ def sample(
 ) -> tuple[Int[Array, "B K"], list[Int[Array, "B K"]]]:
     """(ids [B,K] in [0, size), what the network read at each step; masked = size).
 
-    uniforms: the random numbers of all steps, for ids and for confidences, in place of `key`. as_released: how many
-    are masked again is bounded by what the first image of the batch has masked, for all images.
+    uniforms: the random numbers of all steps, for ids and for confidences, in place of `key`. as_released: the
+    number of remasked tokens is bounded, for all images, by the number masked in the batch's first image.
     """
     b = condition.shape[0]
-    ids, seen = jnp.full((b, length), size, jnp.int32), []
+    ids, read = jnp.full((b, length), size, jnp.int32), []
     for step in range(schedule.steps):
-        seen.append(ids)
+        read.append(ids)
         if uniforms is None:
             key, one, two = jax.random.split(key, 3)
             u, v = jax.random.uniform(one, (b, length, size)), jax.random.uniform(two, (b, length))
         else:
             u, v = (x[step] for x in uniforms)
         ids = _step(network, condition, ids, size, schedule, step, (u, v), as_released)
-    return ids, seen
+    return ids, read
 
 
 def _step(network, condition, ids, size, schedule: Schedule, step: int, uniforms, as_released: bool):

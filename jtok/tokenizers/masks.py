@@ -1,4 +1,4 @@
-"""Who sees whom, for sequences packed one after the other: bool masks [L,L], True where a query (row) sees a key."""
+"""Attention masks of packed sequences: bool [L,L], True where a query (row) attends to a key."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def packed_mask(
     prefixes: Sequence[int] = (),
     padded: int | None = None,
 ) -> Bool[Array, "L L"]:
-    """Sequences of `lengths` see nothing of each other; padding up to `padded` sees and shows nothing.
+    """Sequences of `lengths` do not attend to each other; padding up to `padded` is masked both ways.
 
-    causal: a token sees itself and those before. causal_last: and the first `prefixes[i]` of its sequence, so that the
-    prefix sees all of itself and nothing behind (FlexTok's encoder, arXiv:2502.13967).
+    causal: a token attends to itself and earlier ones. causal_last: also to the first `prefixes[i]` of its sequence,
+    so that the prefix attends to all of itself and nothing after it (FlexTok's encoder, arXiv:2502.13967).
     """
     total = padded or sum(lengths)
     if total < sum(lengths) or (kind == "causal_last" and len(prefixes) != len(lengths)):

@@ -1,4 +1,4 @@
-"""Nested dropout: the tail of an ordered code is left out in training, so that every prefix is a code.
+"""Nested dropout: the tail of an ordered code is dropped in training, so that every prefix is a usable code.
 
 "Learning Ordered Representations with Nested Dropout", arXiv:1402.0915; for image tokens: FlexTok, arXiv:2502.13967.
 """
@@ -23,10 +23,10 @@ def round_up_to_power(count: Int[Array, "..."]) -> Int[Array, "..."]:
 def draw_counts(
     key: Array, batch: int, most: int, kind: Literal["uniform", "log_uniform", "pow2", "uniform_pow2"] = "uniform_pow2"
 ) -> Int[Array, " B"]:
-    """How many latents of each image stay: uniform in 1..most, a uniform power of two, or the former rounded up to one.
+    """Number of latents kept per image: uniform in 1..most, a uniform power of two, or the former rounded up to one.
 
-    log_uniform (ours): n latents as often as log((n + 1) / n) says, so that short codes are trained as much as long
-    ones. Raises UserError for powers of two where `most` is none.
+    log_uniform (ours): n latents with probability proportional to log((n + 1) / n), so that short codes are trained as
+    much as long ones. Raises UserError for powers of two if `most` is not one.
     """
     if kind == "uniform":
         return jax.random.randint(key, (batch,), 1, most + 1)
@@ -41,6 +41,6 @@ def draw_counts(
 
 
 def fill_tail(x: Float[Array, "B K D"], count: Int[Array, " B"], token: Float[Array, "D"]) -> Float[Array, "B K D"]:
-    """x with the latents behind `count` replaced by a (learned) token."""
+    """x with the latents after `count` replaced by a (learned) token."""
     kept = jnp.arange(x.shape[1]) < count[:, None]
     return jnp.where(kept[..., None], x, token.astype(x.dtype))

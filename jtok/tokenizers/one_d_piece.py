@@ -1,7 +1,7 @@
-"""One-D-Piece: TiTok whose code may be cut anywhere, because its tail was dropped at random in training.
+"""One-D-Piece: TiTok whose code can be truncated anywhere, since its tail is dropped at random in training.
 
 "One-D-Piece: Image Tokenizer Meets Quality-Controllable Compression", arXiv:2501.10064, 2025. Everything else is that
-of a legacy TiTok with 256 latents. The drop comes behind the quantizer, so its losses see all codes.
+of a legacy TiTok with 256 latents. The tail is dropped after the quantizer, whose losses therefore cover all codes.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def one_d_piece(size: str = "large", **changes) -> TiTokConfig:
 
 
 def drop_tail(code: Code, key: Array, *, per_image: bool = False) -> tuple[Code, Int[Array, " B"]]:
-    """(the code with a random tail dropped, how many stay): uniform in 1..K, one number a batch as in the paper.
+    """(the code with a random tail dropped, the number kept): uniform in 1..K, one number per batch as in the paper.
 
-    per_image: an own number for every image, which the paper does not do.
+    per_image: a number for each image, unlike the paper.
     """
     b, k = code.latents.shape[:2]
     drawn = jax.random.randint(key, (b if per_image else 1,), 1, k + 1)

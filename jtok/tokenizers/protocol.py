@@ -1,7 +1,7 @@
-"""What every image tokenizer offers: all that files, codecs, evaluation, benchmarks and export ask of one.
+"""What every image tokenizer offers: all that files, codecs, evaluation, benchmarks and export require.
 
 Nothing outside a tokenizer's own file asks which class it is. `jtok.tokenizers.code.Tokenizer` implements most of this
-from `analyse`, `synthesise`, `lengths`, `config` and `quantizer`; a tokenizer overrides what is different with it.
+from `analyse`, `synthesise`, `lengths`, `config` and `quantizer`; a tokenizer overrides what differs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class ImageTokenizer(Protocol):
 
     config: Any
     lengths: tuple[int, ...]
-    #: Whether a shorter code is the beginning of the longer one; if not, it is encoded anew (`encode(images, n)`).
+    #: Whether a shorter code is a prefix of the longer one; if not, it must be re-encoded (`encode(images, n)`).
     prefix: ClassVar[bool]
     #: Attribute that holds the frozen base tokenizer or VAE; None for a tokenizer of pixels.
     base_slot: ClassVar[str | None]
-    #: What the names of tensors begin with that the authors' checkpoints hold beside the tokenizer's own.
+    #: Name prefixes of the other tensors in the authors' checkpoints.
     beside: ClassVar[tuple[str, ...]]
 
     # codes
@@ -60,7 +60,7 @@ class ImageTokenizer(Protocol):
         ...
 
     def from_ids(self, ids: Int[Array, "B K"], count: Int[Array, " B"]) -> Code:
-        """The code of ids; those after `count` do not matter. Raises UserError for continuous latents."""
+        """The code of ids; those after `count` are ignored. Raises UserError for continuous latents."""
         ...
 
     def check_count(self, tokens: int) -> None:
@@ -70,12 +70,12 @@ class ImageTokenizer(Protocol):
     # sizes
     @property
     def codes(self) -> int:
-        """Number of ids of a token; 0 for continuous latents."""
+        """Number of ids that a token can take; 0 for continuous latents."""
         ...
 
     @property
     def image_side(self) -> int:
-        """Pixels a side of the images that it is made for."""
+        """Side in pixels of the images that it is made for."""
         ...
 
     @property
@@ -90,11 +90,11 @@ class ImageTokenizer(Protocol):
     # base tokenizer
     @property
     def base_needs(self) -> Needs | None:
-        """Which base fits into `base_slot`."""
+        """What it requires of the base in `base_slot`."""
         ...
 
     def put_base(self, base: BaseTokenizer) -> None:
-        """Puts the frozen base tokenizer or VAE into its slot. Raises UserError where there is none."""
+        """Sets the frozen base tokenizer or VAE. Raises UserError for a tokenizer without one."""
         ...
 
     # files of the authors; those of jtok's own need `config` alone (`save_tokenizer`, `load_tokenizer`)
@@ -108,5 +108,5 @@ class ImageTokenizer(Protocol):
         ...
 
     def release(self) -> dict[str, Any]:
-        """The authors' config.json. Raises UserError for a tokenizer that no release is like."""
+        """The authors' config.json. Raises UserError for a tokenizer without a released format."""
         ...

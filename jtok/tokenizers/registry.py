@@ -1,4 +1,4 @@
-"""What the catalogue says of every image tokenizer, declared on its class and completed from it."""
+"""The catalogue of image tokenizers: facts declared on each class, and those derived from it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import jtok.tokenizers
 from jtok.errors import UserError
 from jtok.registry import Claim
 
-#: Where the tokens are: a sequence of learned latents, a grid or pyramid, or one code for reading and for drawing.
+#: Where the tokens are: a sequence of learned latents, a grid or pyramid, or one code for understanding and generation.
 Family = Literal["tokenizer-1d", "tokenizer-2d", "tokenizer-unified"]
-#: How the number of tokens comes about: given by the config; any prefix of the whole code; by rounds, each of which
-#: codes the image anew; by the image and the quality that is asked for.
+#: What sets the number of tokens: the config; any prefix of the whole code; rounds, each of which re-encodes the
+#: image; the image and the requested quality.
 Counts = Literal["fixed", "prefix", "rounds", "adaptive"]
 
 
@@ -28,15 +28,15 @@ class Entry:
     title: str  # the paper's title
     paper: str  # arXiv id, venue
     family: Family
-    training: str  # its stages, in words
+    training: str  # description of its stages
     counts: Counts
-    generator: str  # what the paper draws new codes with; "none" where it draws none
+    generator: str  # what the paper samples new codes with; "none" if nothing
     idea: str  # five to twelve words
     toy: Mapping[str, Any]  # fields of the config of a model that runs in milliseconds, for tests
     model: type  # called with (config, rngs)
     config: Callable[..., Any]  # called with fields of the config
-    kind: str  # of the files of `save_tokenizer`
-    module: str  # where it is written
+    kind: str  # stated in the files of `save_tokenizer`
+    module: str  # where it is defined
     claims: tuple[Claim, ...] = ()
 
     @property
@@ -59,7 +59,7 @@ TOKENIZERS: dict[str, Entry] = {}
 
 
 def tokenizer(**facts: Any) -> Callable[[Callable], Callable]:
-    """Enters a tokenizer into the catalogue; see `Entry` for the facts.
+    """Adds a tokenizer to the catalogue; see `Entry` for the facts.
 
     Decorates its class, whose `__init__(config, rngs)` says what its config is, or, for a variant of another
     tokenizer, a function that returns that one's config. Raises UserError for a name that is taken.
@@ -102,7 +102,7 @@ def entry_of(tokenizer: Any) -> Entry:
     for entry in TOKENIZERS.values():
         if entry.model is type(tokenizer) and not entry.variant:
             return entry
-    raise UserError(f"{type(tokenizer).__name__} is no tokenizer of the catalogue: decorate it with @tokenizer(...).")
+    raise UserError(f"{type(tokenizer).__name__} is not in the catalogue: decorate it with @tokenizer(...).")
 
 
 def with_config(config: Any) -> type:

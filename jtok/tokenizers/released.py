@@ -33,9 +33,9 @@ def fill(
     ignore: Iterable[str] = (),
     under: str = "",
 ):
-    """The model with all its parameters taken from a checkpoint; tensors beginning with one of `ignore` are left.
+    """The model with all parameters from a checkpoint; tensors whose names begin with one of `ignore` are skipped.
 
-    under: what the names of the model's tensors begin with in the file; all others are left.
+    under: prefix of the model's tensors in the file; all others are skipped.
 
     Raises UserError with all missing and unknown tensors in one sentence, or for a tensor of the wrong shape.
     """

@@ -22,12 +22,12 @@ BASE_CODES = "base_tokenizer.vqgan.quantize.embedding.weight"
 
 
 def released_kind(weights: Weights) -> str | None:
-    """Which of the three a checkpoint is of, None if of neither."""
+    """The kind among the three that a checkpoint is of, None if of none."""
     return next((kind for kind, name in MARKS.items() if name in weights.shapes), None)
 
 
 def alit_config(weights: Weights) -> ALITConfig:
-    """Of `alit_*.pth`, converted. Heads are as many as layers, as in all published sizes."""
+    """The config of a converted `alit_*.pth`. There are as many heads as layers, as in all published sizes."""
     rounds, tokens, _ = _shape(weights, "timestep_embedding")
     patch = _shape(weights, "patch_embed.weight")[-1]
     side = round((_shape(weights, "encoder_positional_embedding")[0] - 1) ** 0.5)
@@ -36,7 +36,7 @@ def alit_config(weights: Weights) -> ALITConfig:
 
 
 def karl_config(weights: Weights) -> KARLConfig:
-    """Of `karl_*.pth`, converted; the budget is the recommended 256."""
+    """The config of a converted `karl_*.pth`; the budget is the recommended 256."""
     most = _shape(weights, "latent_tokens")[0]
     table = _shape(weights, "encoder_positional_embedding")[-1]
     hidden = _shape(weights, "halting_mlp.0.weight")[0]
@@ -63,7 +63,7 @@ def _transformer(weights: Weights, side: str) -> tuple[int, int, int]:
 
 
 def flextok_config(weights: Weights, stated: Mapping[str, Any]) -> FlexTokConfig:
-    """Of EPFL-VILAB's flextok_*. stated: the release's config, from which head size and FSQ levels are taken."""
+    """The config of EPFL-VILAB's flextok_*. stated: the release's, from which head size and FSQ levels are taken."""
     e, d = "encoder.module_dict", "decoder.module_dict"
     registers, width = _shape(weights, MARKS["flextok"])
     inputs = _shape(weights, f"{e}.enc_patch_emb.patch_proj.weight")[1]
@@ -95,13 +95,13 @@ def stated_by_flextok(weights: Weights) -> dict[str, Any]:
     """The config of a release: config.json beside the file, else the file's metadata, which holds Python literals."""
     if weights.config is not None:
         return weights.config
-    found = {}
+    fields = {}
     for key, text in weights.metadata.items():
         try:
-            found[key] = ast.literal_eval(text)
+            fields[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):  # a plain string
-            found[key] = text
-    return found
+            fields[key] = text
+    return fields
 
 
 def _shape(weights: Weights, name: str) -> tuple[int, ...]:

@@ -15,12 +15,12 @@ ASSET = "assets/photos_tokenizer.safetensors"
 def open_tokenizer(name: str, base: str | None = None) -> ImageTokenizer:
     """The tokenizer of a file or of a released directory, or the one that comes with jtok ("shipped").
 
-    base: file of the base tokenizer or VAE that it stands on. Raises UserError where there is none.
+    base: file of its base tokenizer or VAE. Raises UserError where there is none.
     """
     if name != "shipped":
         return load_tokenizer(name, base or None)
     if base:
-        raise UserError("the tokenizer that comes with jtok stands on no base tokenizer: leave --base out.")
+        raise UserError("the tokenizer that comes with jtok uses no base tokenizer: leave --base out.")
     path = importlib.resources.files("jtok") / ASSET
     if not path.is_file():
         raise UserError("no tokenizer comes with this copy of jtok: add --tokenizer=FILE, as jtok train writes it.")

@@ -14,7 +14,7 @@ from jtok.errors import UserError
 class Tiling:
     """Tiles of `tile` x `tile` pixels, row by row; neighbours share `overlap` pixels, at most half a tile.
 
-    What the last row and column reach beyond the image is the image mirrored at its border. Raises UserError for an
+    Beyond the image, the last row and column of tiles hold the image mirrored at its border. Raises UserError for an
     empty image and an overlap that does not fit.
     """
 
@@ -53,7 +53,7 @@ class Tiling:
     def join(self, tiles: Float[np.ndarray, "T t t C"]) -> Float[np.ndarray, "H W C"]:
         """The image in float32; where tiles overlap, one fades linearly into the other.
 
-        Summed in float64, where the fade of an overlap of 2^n pixels is exact: tiles that agree are given back.
+        Summed in float64, where the fade of an overlap of 2^n pixels is exact: tiles that agree are returned exactly.
         """
         faded = np.asarray(tiles, np.float64) * self._fade()[..., None]
         grid = faded.reshape(self.rows, self.columns, self.tile, self.tile, -1).transpose(0, 2, 1, 3, 4)
@@ -72,9 +72,9 @@ class Tiling:
         return self._fade() * inside.reshape(self.count, self.tile, self.tile)
 
     def seam(self, error: Float[np.ndarray, "H W C"]) -> float:
-        """How much more the error of a joined image steps from pixel to pixel where tiles meet (in their overlap and
-        at its ends) than elsewhere: mean absolute steps, one over the other. 1 where no seam is to be seen; nan for a
-        single tile and for an error that is the same everywhere."""
+        """Visibility of tile seams: mean absolute step of the joined image's error between neighbouring pixels where
+        tiles meet (in their overlap and at its ends), divided by that elsewhere. 1 where no seam is visible; nan for a
+        single tile and for a constant error."""
         steps = {"here": [], "elsewhere": []}
         for axis, tiles in ((0, self.rows), (1, self.columns)):
             step = np.abs(np.diff(error, axis=axis)).mean((1 - axis, 2))
@@ -82,7 +82,7 @@ class Tiling:
             meets = np.isin(np.arange(len(step)), first + np.arange(self.overlap + 1))
             steps["here"].append(step[meets])
             steps["elsewhere"].append(step[~meets])
-        here, elsewhere = (np.concatenate(found) for found in steps.values())
+        here, elsewhere = (np.concatenate(parts) for parts in steps.values())
         return float(here.mean() / elsewhere.mean()) if len(here) and elsewhere.any() else float("nan")
 
     @property
@@ -113,7 +113,7 @@ def _ramps(tiles: int, tile: int, overlap: int) -> Float[np.ndarray, "n t"]:
 
 
 def _lay(strips: Float[np.ndarray, "n t *rest"], overlap: int) -> Float[np.ndarray, "m *rest"]:
-    """Strips laid one behind the other along the first axis, and added where they overlap."""
+    """Strips placed one after another along the first axis, and summed where they overlap."""
     n, tile = strips.shape[:2]
     stride = tile - overlap
     out = np.zeros((n + 1, stride, *strips.shape[2:]))

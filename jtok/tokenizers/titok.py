@@ -56,7 +56,7 @@ class TiTokConfig:
     pixel_blocks: int = 2
     text_length: int = 0  # TA-TiTok: text tokens that the decoder reads (77), of width text_width (768)
     text_width: int = 0
-    drop_tail: bool = False  # One-D-Piece: the decoder takes any prefix
+    drop_tail: bool = False  # One-D-Piece: the decoder accepts any prefix
     entropy: float = 0.0  # weight of MAGVIT's entropy loss of a vq bottleneck, at `temperature`
     temperature: float = 1.0
     pass_through: Literal["identity", "rotation"] = "identity"  # gradients past a vq bottleneck
@@ -65,7 +65,7 @@ class TiTokConfig:
 
     @property
     def side(self) -> int:
-        """Patches a side."""
+        """Number of patches per side."""
         return self.image // self.patch
 
 
@@ -91,10 +91,10 @@ class Encoder(nnx.Module):
         x = self.patch(cut_patches(images, c.patch))
         lead = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (b, 1, x.shape[-1]))
         x = jnp.concatenate([lead, x], 1) + self.position[...].astype(x.dtype)
-        own = (latents + self.latent_position[...]).astype(x.dtype)
-        x = jnp.concatenate([x, jnp.broadcast_to(own, (b, *own.shape))], 1)
+        latent_tokens = (latents + self.latent_position[...]).astype(x.dtype)
+        x = jnp.concatenate([x, jnp.broadcast_to(latent_tokens, (b, *latent_tokens.shape))], 1)
         h = self.norm_out(self.trunk(self.norm_in(x))[:, -c.tokens :]).astype(jnp.float32)
-        if c.legacy:  # the released code takes the memory of [K, D] for one of [D, K]
+        if c.legacy:  # the released code reinterprets the memory of [K, D] as [D, K]
             h = jnp.swapaxes(h.reshape(b, h.shape[2], h.shape[1]), 1, 2)
         return self.out(h)
 
@@ -129,7 +129,7 @@ class Decoder(nnx.Module):
         count: Int[Array, " B"] | None = None,
         text: Float[Array, "B T E"] | None = None,
     ) -> Array:
-        """count: latents of each image that are seen (default: all). Raises UserError if text is missing."""
+        """count: latents of each image that are attended to (default: all). Raises UserError if text is missing."""
         c, (b, k) = self.config, latents.shape[:2]
         if (text is None) != (self.text is None):
             raise UserError(
@@ -141,11 +141,11 @@ class Decoder(nnx.Module):
         rows = [jnp.broadcast_to(lead.astype(x.dtype), (b, *lead.shape)), x]
         if self.text is not None:
             rows.append(self.text(text) + self.text_position[...].astype(x.dtype))
-        seen = None
+        valid = None
         if count is not None:
             used = jnp.arange(k) < count[:, None]
-            seen = jnp.concatenate([jnp.ones((b, n + 1), bool), used, jnp.ones((b, c.text_length), bool)], 1)
-        h = self.trunk(self.norm_in(jnp.concatenate(rows, 1)), seen)
+            valid = jnp.concatenate([jnp.ones((b, n + 1), bool), used, jnp.ones((b, c.text_length), bool)], 1)
+        h = self.trunk(self.norm_in(jnp.concatenate(rows, 1)), valid)
         h = self.norm_out(h[:, 1 : n + 1]).astype(jnp.float32)
         if c.legacy:
             return self.logits(jnp.tanh(self.hidden(h))).reshape(b, c.side, c.side, c.proxy)
@@ -177,7 +177,7 @@ _RFID = "ImageNet-1k 256 px rFID"
     ),
 )
 class TiTok(Tokenizer):
-    """Encoder, bottleneck and decoder; a legacy model may have the pixel decoder behind them."""
+    """Encoder, bottleneck and decoder; a legacy model may have the pixel decoder after them."""
 
     def __init__(self, config: TiTokConfig, rngs: nnx.Rngs):
         c = self.config = config
@@ -209,8 +209,8 @@ class TiTok(Tokenizer):
         """A code of all K latents; `key` draws the latents of a KL bottleneck (default: their means)."""
         z = self.latents(images)
         draw = {"key": key} if self.config.bottleneck == "kl" else {}
-        found = self.quantizer(z, train=train, **draw)
-        return Code(found.values, found.indices, jnp.full(z.shape[0], z.shape[1], jnp.int32), found.losses)
+        quantized = self.quantizer(z, train=train, **draw)
+        return Code(quantized.values, quantized.indices, jnp.full(z.shape[0], z.shape[1], jnp.int32), quantized.losses)
 
     def from_ids(self, ids: Int[Array, "B K"], count: Int[Array, " B"]) -> Code:
         """The code of ids [B,K]. Raises UserError for a KL bottleneck, which has none."""
@@ -220,7 +220,7 @@ class TiTok(Tokenizer):
 
     @property
     def codec_ready(self) -> bool:
-        """With ids, and without text."""
+        """True with ids and without text."""
         return self.config.bottleneck != "kl" and not self.config.text_length
 
     def proxy_logits(self, code: Code, text: Float[Array, "B T E"] | None = None) -> Array:
@@ -267,7 +267,7 @@ class TiTok(Tokenizer):
 
     @classmethod
     def released_config(cls, weights: Weights) -> TiTokConfig | None:
-        """Of a release, whose config.json says what it is."""
+        """The config of a release, from its config.json."""
         try:
             return None if weights.config is None else titok_config(weights.config, set(weights.shapes))
         except (KeyError, TypeError):  # of something else

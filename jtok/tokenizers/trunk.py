@@ -35,6 +35,6 @@ class Trunk(nnx.Module):
     def __call__(
         self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None = None, plan: Plan | None = None
     ) -> Float[Array, "B N D"]:
-        """valid: tokens that are seen by others (default: all). plan: reducers at `trunk.block.i.*`, if any."""
+        """valid: tokens that others attend to (default: all). plan: reducers at `trunk.block.i.*`, if any."""
         run = Run(plan or Plan(), from_features(x, (x.shape[1],), 0, valid), tower_sites(self.depth, "trunk"), slots=())
         return run_blocks(self.blocks, self.depth, run, prefix="trunk", remat=self.remat).tokens.x

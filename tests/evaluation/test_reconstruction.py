@@ -82,18 +82,18 @@ def test_the_command(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [row["tokens"] for row in found["rows"]] == [1, 4] and found["side"] == 16 and found["inception"] is None
     for more, message in (
-        ("--tokens=5", "5 tokens are asked for; this tokenizer has 1 to 4"),
+        ("--tokens=5", "5 tokens are requested; this tokenizer has 1 to 4"),
         ("--tokens=two", "is no list of numbers"),
         ("--path=x", "takes no --path"),
         ("--data=folder", "give the directory"),
         (f"--inception={path}", "not the Inception network of FID"),
         (f"--lpips={path}", "LPIPS needs the tensors"),
-        (f"--base={path}", "stands on no base tokenizer"),
+        (f"--base={path}", "uses no base tokenizer"),
     ):
         assert cli.main([*run, more]) == 2
         assert message in capsys.readouterr().err
 
 
 def test_a_length_that_is_not_there_is_refused_before_anything_runs():
-    with pytest.raises(UserError, match="3 tokens are asked for"):
+    with pytest.raises(UserError, match="3 tokens are requested"):
         evaluate_tokenizer(Halves(), pictures(2), (3,))

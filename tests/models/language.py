@@ -59,7 +59,7 @@ def padded(side: str, lengths=(9, 5, 12), seed: int = 3):
     return torch.where(mask, torch.randint(5, 90, mask.shape, generator=generator), 0), mask
 
 
-IMAGE = 99  # id that stands for a visual token
+IMAGE = 99  # id of the placeholder for a visual token
 GRID = (4, 4)
 
 
@@ -97,9 +97,9 @@ def prompts() -> list[Prompt]:
     return [prompt(*arguments) for arguments in PROMPTS]
 
 
-def inputs(some: list[Prompt]) -> Inputs:
+def inputs(batch: list[Prompt]) -> Inputs:
     """One batch of them."""
-    return arrange(pad_batch(some, 0), GRID)
+    return arrange(pad_batch(batch, 0), GRID)
 
 
 def reference(one: Prompt) -> dict[str, torch.Tensor]:

@@ -74,7 +74,7 @@ def prompts() -> list[Prompt]:
 
 
 def longer(one: Prompt, ids) -> Prompt:
-    """The prompt with more ids behind it."""
+    """The prompt with more ids appended."""
     ids = np.concatenate([one.ids, np.asarray(ids, np.int32)])
     return Prompt(ids, one.visuals, one.offsets, np.arange(len(ids), dtype=np.int32))
 

@@ -21,7 +21,7 @@ from jtok.plan import Plan
 from jtok.reducer import Reducer
 from jtok.sites import LLM_INPUT
 
-#: Between these sites and the decoder tokens do not look at each other: what is hidden there could as well be dropped.
+#: Between these sites and the decoder tokens do not attend to each other: masking there is the same as dropping.
 BEHIND_TOWER = ("tower.output", "projector", "llm.input")
 
 
@@ -33,13 +33,13 @@ class Watch(Reducer):
     observes = True
 
     def __call__(self, tokens, signals, memory):
-        seen = {name: getattr(signals, name) for name in self.reads} | {"x": tokens.x, "position": tokens.position}
-        return tokens, {**memory, "watch": seen}
+        values = {name: getattr(signals, name) for name in self.reads} | {"x": tokens.x, "position": tokens.position}
+        return tokens, {**memory, "watch": values}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hide(Reducer):
-    """Drops nothing: patches [rows, N0] that are not `kept` become invalid, so that nobody looks at them."""
+    """Drops nothing: patches [rows, N0] that are not `kept` become invalid, so that nothing attends to them."""
 
     kept: np.ndarray
 
@@ -49,7 +49,7 @@ class Hide(Reducer):
 
 
 def before_decoder(plan: Plan) -> bool:
-    """Whether all that a plan does is done when the decoder's layers begin, and by the model's own projector."""
+    """Whether a plan acts only before the decoder's layers, with the model's own projector."""
     return plan.projector is None and not any(site.stage == "llm" and site != LLM_INPUT for site in plan.sites)
 
 
@@ -68,35 +68,35 @@ def row_keys(rows: int, seed: int = 0) -> jax.Array:
     return jax.random.split(jax.random.key(seed), rows)
 
 
-def kept_patches(reading: PrefillOutput) -> np.ndarray:
+def kept_patches(output: PrefillOutput) -> np.ndarray:
     """Which patches [B,F] a token that the decoder was given still holds."""
-    visual = reading.sequence.visual
+    visual = output.sequence.visual
     owner, live = np.asarray(visual.owner), np.asarray(visual.mask())
     return (owner >= 0) & np.take_along_axis(live, np.maximum(owner, 0), 1)
 
 
 def hide(inputs: Inputs, kept: np.ndarray) -> Inputs:
-    """The inputs in which the features [B,F] that are not `kept` are invalid behind the projector."""
+    """The inputs in which the features [B,F] that are not `kept` are invalid after the projector."""
     places = dataclasses.replace(inputs.places, inside=np.asarray(inputs.places.inside) & kept)
     return dataclasses.replace(inputs, places=places)
 
 
 def hiding(plan: Plan, stages: Mapping[str, Any]) -> Plan:
-    """The plan that hides, site by site, what `plan` dropped when it left these `stages`."""
+    """The plan that masks, site by site, what `plan` dropped, given its `stages`."""
     return dataclasses.replace(plan, sites={s: Hide(np.asarray(stages[str(s)].owner) >= 0) for s in plan.sites})
 
 
 def dropped_and_hidden(full: VLM, reduced: VLM, inputs: Inputs, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """Logits [B,V] of the reduced model, and of the full one with the same patches hidden, where they were dropped.
 
-    `full` is the same model without a plan: one compiled program then serves all methods that stand behind the tower.
+    `full` is the same model without a plan: one compiled program then serves all methods placed after the tower.
     The plan must leave tokens in their order and place: positions `restore`, or `keep` from a method that sorts.
     """
-    reading = reduced.read(inputs, max_new_tokens=1, key=keys)
+    output = reduced.read(inputs, max_new_tokens=1, key=keys)
     if set(map(str, reduced.plan.sites)) <= set(BEHIND_TOWER):
-        hidden = full.read(hide(inputs, kept_patches(reading)), max_new_tokens=1, key=keys)
+        hidden = full.read(hide(inputs, kept_patches(output)), max_new_tokens=1, key=keys)
     else:
-        hidden = dataclasses.replace(full, plan=hiding(reduced.plan, reading.stages)).read(
+        hidden = dataclasses.replace(full, plan=hiding(reduced.plan, output.stages)).read(
             inputs, max_new_tokens=1, key=keys
         )
-    return np.asarray(reading.logits), np.asarray(hidden.logits)
+    return np.asarray(output.logits), np.asarray(hidden.logits)

@@ -19,7 +19,7 @@ VISION = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4
 def model(seed: int = 0, *, vocabulary: int = 128, ids: tuple[int, ...] = (IMAGE, VIDEO, 97, 96), **changes):
     """A randomised Qwen2.5-VL with windows of 2x2 tokens in every other block.
 
-    ids: of images, of videos, and of what stands before and behind them. changes: fields of the tower.
+    ids: of images, of videos, and of the tokens before and after them. changes: fields of the tower.
     """
     torch.manual_seed(seed)
     text = {"hidden_size": 64, "bos_token_id": None, "eos_token_id": None}
@@ -61,9 +61,9 @@ def prompt(parts: list, seed: int) -> Prompt:
     return Prompt(np.asarray(ids, np.int32), tuple(visuals), tuple(offsets), positions)
 
 
-def inputs(model, some: list[Prompt], step: int = 1) -> Inputs:
+def inputs(model, batch: list[Prompt], step: int = 1) -> Inputs:
     """One batch of them."""
-    return arrange(pad_batch(some, 0), model.config.grid, step=step)
+    return arrange(pad_batch(batch, 0), model.config.grid, step=step)
 
 
 def reference(one: Prompt, image: int = IMAGE, video: int = VIDEO) -> dict[str, torch.Tensor]:
@@ -75,10 +75,10 @@ def reference(one: Prompt, image: int = IMAGE, video: int = VIDEO) -> dict[str, 
         ("image", "pixel_values", "image_grid_thw"),
         ("video", "pixel_values_videos", "video_grid_thw"),
     ):
-        some = [v for v in one.visuals if v.kind == kind]
-        if some:
-            given[pixels] = torch.tensor(np.concatenate([v.pixels for v in some]))
-            given[grid] = torch.tensor([v.grid for v in some])
+        visuals = [v for v in one.visuals if v.kind == kind]
+        if visuals:
+            given[pixels] = torch.tensor(np.concatenate([v.pixels for v in visuals]))
+            given[grid] = torch.tensor([v.grid for v in visuals])
             if kind == "video":
-                given["second_per_grid_ts"] = [v.seconds for v in some]
+                given["second_per_grid_ts"] = [v.seconds for v in visuals]
     return given

@@ -1,4 +1,4 @@
-"""From a directory, a picture and a question to text."""
+"""From a checkpoint directory, an image and a question to an answer."""
 
 import json
 
@@ -18,14 +18,14 @@ QUESTION = "What is written on the sign?"
 def test_the_answer_is_that_of_transformers(directory):
     reference, path = directory
     model = jtok.load(path)
-    picture = checkpoints.picture(70, 90)
-    prompt = model.processor.prompt(QUESTION, [picture])
+    image = checkpoints.picture(70, 90)
+    prompt = model.processor.prompt(QUESTION, [image])
     with torch.no_grad():
         out = reference.generate(**language.reference(prompt), max_new_tokens=12, do_sample=False)
     expected = model.processor.tokenizer.decode(out[0, len(prompt.ids) :].tolist()).strip()
     assert len(expected) > 5
-    assert model.generate(picture, QUESTION, tokens=12) == expected
-    pieces = list(jtok.reduce(model, "uniform-grid", tokens=4).stream(picture, QUESTION, tokens=12))
+    assert model.generate(image, QUESTION, tokens=12) == expected
+    pieces = list(jtok.reduce(model, "uniform-grid", tokens=4).stream(image, QUESTION, tokens=12))
     assert len(pieces) >= 2 and "".join(pieces).strip() != expected
 
 

@@ -1,4 +1,4 @@
-"""`jtok ask` as its user meets it: an answer, a picture of the tokens it kept, and one sentence for bad input."""
+"""`jtok ask` end to end: an answer, a figure of the kept tokens, and one sentence for bad input."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ QUESTION = "What is written on the sign?"
 
 @pytest.fixture
 def files(directory, tmp_path):
-    """Paths by name: a checkpoint that answers, broken ones, and pictures good and bad."""
+    """Paths by name: a working checkpoint, broken ones, and good and bad images."""
     _, model = directory
     Image.fromarray(checkpoints.picture(70, 90)).save(tmp_path / "picture.png")
     Image.new("RGB", (1, 1)).save(tmp_path / "point.png")
@@ -55,8 +55,8 @@ def test_the_answer_is_that_of_the_library_and_the_picture_shows_what_was_kept(c
     assert code == 0
     assert out.strip() == model.generate(files["tmp"] / "picture.png", QUESTION, tokens=8) != ""
     assert err == f"wrote {files['tmp']}/show.png\n"
-    with Image.open(files["tmp"] / "show.png") as picture:
-        shown = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(files["tmp"] / "show.png") as figure:
+        shown = np.asarray(figure.convert("RGB")).astype(int)
     assert shown.shape[1] > 4 * 256, "the image, and tokens and scores of the sites"
     grey = (abs(shown - shown.mean(-1, keepdims=True)).max(-1) < 2) & (shown.max(-1) < 200) & (shown.min(-1) > 60)
     assert grey.sum() > 256 * 256, "dropped patches are grey"

@@ -59,15 +59,15 @@ def models(llava):
     model = llava[1]
     plan = catalogue.make_plan("avisc", model.config.target(), alpha=ALPHA, beta=BETA, lamb=0.3)
     watching = dataclasses.replace(model, plan=Plan(cache=Watch()))
-    reading = watching.read(inputs(), max_new_tokens=8)
-    masked = Plan({"projector": Masked(to_mask(reading))})
+    output = watching.read(inputs(), max_new_tokens=8)
+    masked = Plan({"projector": Masked(to_mask(output))})
     return dataclasses.replace(model, plan=plan), watching, dataclasses.replace(model, plan=masked)
 
 
-def to_mask(reading) -> np.ndarray:
+def to_mask(output) -> np.ndarray:
     """The tokens [3,16] that are not blind, a row at a time, from the attention that the caches hold."""
-    attention = np.concatenate([np.asarray(cache.attention, np.float64) for cache in reading.caches])
-    slots, masks = np.asarray(reading.sequence.slots), []
+    attention = np.concatenate([np.asarray(cache.attention, np.float64) for cache in output.caches])
+    slots, masks = np.asarray(output.sequence.slots), []
     for row in range(len(slots)):
         a = attention[:, row, slots[row]]
         portion = a.sum(1) / a.sum()
@@ -98,12 +98,12 @@ def answer(models):
 
 def test_the_second_stream_reads_masked_embeddings(models):
     model, plain, masked = models
-    reading = model.read(inputs(), max_new_tokens=8)
+    output = model.read(inputs(), max_new_tokens=8)
     second = masked.read(inputs(), max_new_tokens=8).logits
-    np.testing.assert_allclose(reading.logits, plain.read(inputs(), max_new_tokens=8).logits, atol=1e-4)
-    np.testing.assert_allclose(reading.second.logits, second, atol=1e-4)
-    assert np.abs(second - reading.logits).max() > 0.1
-    assert all(cache.attention is None for cache in (*reading.caches, *reading.second.caches))
+    np.testing.assert_allclose(output.logits, plain.read(inputs(), max_new_tokens=8).logits, atol=1e-4)
+    np.testing.assert_allclose(output.second.logits, second, atol=1e-4)
+    assert np.abs(second - output.logits).max() > 0.1
+    assert all(cache.attention is None for cache in (*output.caches, *output.second.caches))
 
 
 def test_a_greedy_answer_follows_the_combined_logits(models, answer):
@@ -130,9 +130,9 @@ def test_rows_alone_give_the_same_answer(models, answer):
 def test_a_second_question_is_read_by_both_streams(models, answer):
     model, plain, masked = models
     ids, _ = answer
-    more = np.random.default_rng(1).integers(5, 90, (3, 4)).astype(np.int32)
-    state = model.add(answered(model)[1], more, np.ones((3, 4), bool))
-    whole = inputs(answer=np.concatenate([ids, more], 1))
+    text = np.random.default_rng(1).integers(5, 90, (3, 4)).astype(np.int32)
+    state = model.add(answered(model)[1], text, np.ones((3, 4), bool))
+    whole = inputs(answer=np.concatenate([ids, text], 1))
     for ours, reference in ((state, plain), (state.second, masked)):
         np.testing.assert_allclose(ours.logits, reference.read(whole, max_new_tokens=8).logits, atol=1e-4)
 

@@ -52,7 +52,7 @@ REFUSED = {
         lambda m: Conversation(m, checkpoints.picture(9, 9), max_new_tokens=4).ask("?"),
         "raise max_new_tokens",
     ),
-    "no image": (lambda m: m.generate(None, QUESTION), "nothing to look at"),
+    "no image": (lambda m: m.generate(None, QUESTION), "no image to read"),
     "frames of two sizes": (
         lambda m: load_video(m, [checkpoints.picture(20, 20), checkpoints.picture(20, 30)]),
         "one size",

@@ -100,7 +100,7 @@ def test_what_is_kept_is_what_transformers_attends_to(llava):
 
 
 def test_attention_of_the_latest_token(llava):
-    """Behind a block it is that of the block's last token, layer by layer, as reading it all would give it."""
+    """After a block it is that of the block's last token, layer by layer, as a full prefill would give it."""
     model = planned(llava[1], Drop(), **{"llm_layer_2_input": Keep()})
     ids, _, state = decode(model, tokens=3)
     assert [cache.attention.shape[0] for cache in state.caches] == [2, 2]
@@ -108,8 +108,8 @@ def test_attention_of_the_latest_token(llava):
     for row, one in zip(ids, language.prompts(), strict=True):
         whole = np.concatenate([one.ids, row])
         longer.append(dataclasses.replace(one, ids=whole, positions=np.arange(len(whole), dtype=np.int32)))
-    again = model.read(language.inputs(longer), max_new_tokens=0)
-    for cache, whole in zip(state.caches, again.caches, strict=True):
+    full = model.read(language.inputs(longer), max_new_tokens=0)
+    for cache, whole in zip(state.caches, full.caches, strict=True):
         for row in range(2):
             ours, theirs = (np.asarray(c.attention)[:, row, np.asarray(c.valid)[row]] for c in (cache, whole))
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -162,8 +162,8 @@ def test_a_merged_pair_counts_twice(llava, site, change):
     for merged in (False, True):
         ids, after, state = decode(planned(model, **{site: Twins(merged)}), tokens=4)
         slots = state.caches[-1].slots
-        more = 20 + np.arange(6, dtype=np.int32).reshape(2, 3)
-        asked = model.add(state, more, np.ones((2, 3), bool)).logits
+        text = 20 + np.arange(6, dtype=np.int32).reshape(2, 3)
+        asked = model.add(state, text, np.ones((2, 3), bool)).logits
         logits.append((ids, after, np.asarray(asked), slots))
     both, one = logits
     np.testing.assert_array_equal(both[0], one[0])

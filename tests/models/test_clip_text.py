@@ -54,9 +54,9 @@ def test_texts_and_images_meet_where_transformers_puts_them(clip):
     with torch.no_grad():
         texts = reference.text_model(torch.tensor(ids).long()).pooler_output
         texts = reference.text_projection(texts)
-        seen = reference.visual_projection(reference.vision_model.post_layernorm(features))
+        expected = reference.visual_projection(reference.vision_model.post_layernorm(features))
     np.testing.assert_allclose(ours.encode(ids), texts.numpy(), rtol=0, atol=1e-4)
-    np.testing.assert_allclose(ours.space(features.numpy()), seen.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(ours.space(features.numpy()), expected.numpy(), rtol=0, atol=1e-4)
 
 
 def test_trim_keeps_what_clip_says(llava, clip):
@@ -65,8 +65,8 @@ def test_trim_keeps_what_clip_says(llava, clip):
     reduced = reduce(model, "trim", tokens=5, clip=ours)
     questions = ["w5 w9 w11", "w3"]
     inputs = reduced.about(language.inputs(language.prompts()), questions)
-    reading = reduced.read(inputs, max_new_tokens=1)
-    owner, texts = np.asarray(reading.sequence.visual.owner), np.asarray(ours.embed(questions))
+    output = reduced.read(inputs, max_new_tokens=1)
+    owner, texts = np.asarray(output.sequence.visual.owner), np.asarray(ours.embed(questions))
     for row, one in enumerate(language.prompts()):
         with torch.no_grad():
             tower = reference.model.vision_tower(language.reference(one)["pixel_values"], output_hidden_states=True)
@@ -74,7 +74,7 @@ def test_trim_keeps_what_clip_says(llava, clip):
         related = np.asarray(ours.space(features)) @ texts[row]
         best = np.sort(np.argsort(related)[:4])  # the lowest, as in the released code
         np.testing.assert_array_equal(np.flatnonzero(owner[row] < 4), best)
-        assert (owner[row] >= 0).all() and (np.asarray(reading.sequence.visual.size)[row] == [1, 1, 1, 1, 12]).all()
+        assert (owner[row] >= 0).all() and (np.asarray(output.sequence.visual.size)[row] == [1, 1, 1, 1, 12]).all()
     with pytest.raises(UserError, match="reads text_embedding"):
         reduced.read(language.inputs(language.prompts()), max_new_tokens=1)
 

@@ -1,4 +1,4 @@
-"""Several questions: on the cache that the first one left, or with everything read anew."""
+"""Several questions: on the cache that the first one left, or after rereading everything."""
 
 import numpy as np
 import pytest
@@ -29,9 +29,9 @@ def talk(model, reread, max_new_tokens=80):
 def test_a_question_on_the_cache_is_a_question_on_everything_read_anew(directory, model, tokens):
     """All tokens of the image, or four of them that no question has a say in."""
     reduced = jtok.reduce(model, "uniform-grid", tokens=tokens)
-    (cached, answers), (again, expected) = (talk(reduced, reread) for reread in (False, True))
-    assert answers == expected and cached.ids == again.ids and len(answers[1]) > 3
-    assert cached._state.caches[0].slots < again._state.caches[0].slots  # whose prompt was longer
+    (cached, answers), (reread_talk, expected) = (talk(reduced, reread) for reread in (False, True))
+    assert answers == expected and cached.ids == reread_talk.ids and len(answers[1]) > 3
+    assert cached._state.caches[0].slots < reread_talk._state.caches[0].slots  # whose prompt was longer
     if tokens == 16:
         processor = model.processor
         prompt = processor.place(cached.ids[:-8], processor.images([checkpoints.picture(70, 90)]))
@@ -41,7 +41,7 @@ def test_a_question_on_the_cache_is_a_question_on_everything_read_anew(directory
 
 
 def test_what_follows_an_answer(model):
-    """The rendered conversation cut behind its answer, whose stop token is written once."""
+    """The rendered conversation truncated after its answer, whose stop token is written once."""
     processor = model.processor
     text = "USER: " + QUESTIONS[1] + " ASSISTANT:"
     ids = processor.follow_up(QUESTIONS[1])
@@ -64,7 +64,7 @@ def test_a_conversation_without_free_slots_says_how_to_go_on(model):
 
 
 def test_something_to_look_at(model):
-    with pytest.raises(UserError, match="nothing to look at"):
+    with pytest.raises(UserError, match="no image to read"):
         Conversation(model).ask(QUESTIONS[0])
     with pytest.raises(UserError, match="takes no videos"):
         model.generate(None, QUESTIONS[0], video=[np.zeros((56, 56, 3), np.uint8)])

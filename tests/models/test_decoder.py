@@ -61,8 +61,8 @@ def test_multimodal_rotation_is_that_of_transformers():
     generator = np.random.default_rng(0)
     position = generator.integers(0, 50, (3, 2, 6))
     q = generator.standard_normal((2, 6, 4, dim), dtype=np.float32)
-    there = torch.tensor(q).transpose(1, 2)
-    theirs, _ = qwen.apply_rotary_pos_emb(there, there, *reference(there, torch.tensor(position)))
+    q_torch = torch.tensor(q).transpose(1, 2)
+    theirs, _ = qwen.apply_rotary_pos_emb(q_torch, q_torch, *reference(q_torch, torch.tensor(position)))
     turn = rotation(jnp.asarray(position).transpose(1, 2, 0), dim, Rotary(sections=sections))
     np.testing.assert_allclose(rotate(jnp.asarray(q), turn), theirs.transpose(1, 2).numpy(), atol=1e-5)
 
@@ -76,8 +76,8 @@ def test_files_of_older_releases_and_modules_load_alike(tmp_path):
     renamed = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
     renamed["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(6, np.float32)
     save_file(renamed, tmp_path / "model.safetensors")
-    again = load_decoder(tmp_path)[1]
-    jax.tree.map(np.testing.assert_array_equal, params, again)
+    reloaded = load_decoder(tmp_path)[1]
+    jax.tree.map(np.testing.assert_array_equal, params, reloaded)
 
 
 def test_shards_load_as_one_file_and_in_the_dtype_asked_for(tmp_path):

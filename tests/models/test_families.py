@@ -23,7 +23,7 @@ VISION = {**language.VISION, "num_hidden_layers": 3}
 
 
 def next_prompt(size, before, after, seed):
-    """(prompt, pixels, size) of a picture of some size cut into crops of random pixels."""
+    """(prompt, pixels, size) of an image of some size cut into crops of random pixels."""
     g = np.random.default_rng(seed)
     settings = ImageSettings("llava_next", (), (), 1.0, 3, 14, side=56, pinpoints=PINPOINTS)
     point = best_pinpoint(size, PINPOINTS)
@@ -78,10 +78,10 @@ def test_crops_with_newlines(make, tmp_path):
             expected = reference(**given).logits[0, -1].numpy()
         np.testing.assert_allclose(ours.logits[row], expected, rtol=0, atol=1e-4)
         assert ours.sequence.valid[row].sum() == len(one.ids)
-    few = dataclasses.replace(model, plan=Plan({"tower.output": Keep((1, 6, 9))}))
-    reading = few.read(inputs, max_new_tokens=1)
-    assert reading.sequence.slots.shape == (2, 5 * 3)
-    assert np.isfinite(reading.logits).all()
+    reduced = dataclasses.replace(model, plan=Plan({"tower.output": Keep((1, 6, 9))}))
+    output = reduced.read(inputs, max_new_tokens=1)
+    assert output.sequence.slots.shape == (2, 5 * 3)
+    assert np.isfinite(output.logits).all()
 
 
 def test_a_prompt_that_sees_itself(tmp_path):

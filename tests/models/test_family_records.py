@@ -1,4 +1,4 @@
-"""Families are found by their folders, and what is known of one is said nowhere else."""
+"""Families are found by their folders, and facts about one are stated nowhere else."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Generation with a cache: the tokens of transformers, rows on their own, reduced caches, second questions."""
+"""Generation with a cache: the tokens of transformers, independent rows, reduced caches, second questions."""
 
 import dataclasses
 
@@ -64,9 +64,9 @@ def test_decoding_after_a_reduction_is_reading_the_longer_prompt(llava, position
     for row, one in zip(out, prompts, strict=True):
         ids = np.concatenate([one.ids, row])
         longer.append(Prompt(ids, one.visuals, one.offsets, np.arange(len(ids), dtype=np.int32)))
-    reading = model.read(language.inputs(longer), max_new_tokens=9)
-    np.testing.assert_allclose(state.logits, reading.logits, rtol=0, atol=1e-4)
-    for cache, whole in zip(state.caches, reading.caches, strict=True):
+    output = model.read(language.inputs(longer), max_new_tokens=9)
+    np.testing.assert_allclose(state.logits, output.logits, rtol=0, atol=1e-4)
+    for cache, whole in zip(state.caches, output.caches, strict=True):
         np.testing.assert_array_equal(cache.next, whole.next)
     if positions == "renumber":
         np.testing.assert_array_equal(state.caches[1].next, state.caches[1].valid.sum(1))
@@ -77,17 +77,17 @@ def test_a_second_question_on_the_cache_is_reading_the_conversation(llava):
     model = dataclasses.replace(model, plan=Plan({"tower.output": Keep()}))
     prompts, lengths = language.prompts(), (4, 2)
     out, state = answer(model, prompts, tokens=3, max_new_tokens=12)
-    more = np.zeros((2, 4), np.int32)
+    text = np.zeros((2, 4), np.int32)
     for row, n in enumerate(lengths):
-        more[row, :n] = 20 + np.arange(n)
-    state = model.add(state, more, np.arange(4) < np.asarray(lengths)[:, None])
+        text[row, :n] = 20 + np.arange(n)
+    state = model.add(state, text, np.arange(4) < np.asarray(lengths)[:, None])
     whole = []
     for row, (one, n) in enumerate(zip(prompts, lengths, strict=True)):
-        ids = np.concatenate([one.ids, out[row], more[row, :n]])
+        ids = np.concatenate([one.ids, out[row], text[row, :n]])
         whole.append(Prompt(ids, one.visuals, one.offsets, np.arange(len(ids), dtype=np.int32)))
-    reading = model.read(language.inputs(whole), max_new_tokens=12)
-    np.testing.assert_allclose(state.logits, reading.logits, rtol=0, atol=1e-4)
-    np.testing.assert_array_equal(state.caches[0].next, reading.caches[0].next)
+    output = model.read(language.inputs(whole), max_new_tokens=12)
+    np.testing.assert_allclose(state.logits, output.logits, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(state.caches[0].next, output.caches[0].next)
     with pytest.raises(UserError, match="5 free slots"):
         next(model.answer(state, 6))
     with pytest.raises(UserError, match="5 free slots"):
@@ -98,13 +98,13 @@ def test_draws_come_from_the_nucleus_and_rows_are_independent():
     p = jnp.asarray([[0.5, 0.3, 0.15, 0.05], [0.05, 0.05, 0.1, 0.8]])
     keys = jax.random.split(jax.random.key(0), 400)
 
-    def draws(how):
-        return np.asarray(jax.vmap(lambda k: sample(jnp.log(p), jax.random.split(k, 2), how))(keys))
+    def draws(sampling):
+        return np.asarray(jax.vmap(lambda k: sample(jnp.log(p), jax.random.split(k, 2), sampling))(keys))
 
     assert (draws(Sampling()) == [0, 3]).all()
-    some = draws(Sampling(1.0, top_p=0.7))
-    assert set(some[:, 0]) == {0, 1} and set(some[:, 1]) == {3}
-    assert abs((some[:, 0] == 0).mean() - 0.5 / 0.8) < 0.1
+    samples = draws(Sampling(1.0, top_p=0.7))
+    assert set(samples[:, 0]) == {0, 1} and set(samples[:, 1]) == {3}
+    assert abs((samples[:, 0] == 0).mean() - 0.5 / 0.8) < 0.1
     assert set(draws(Sampling(1.0))[:, 0]) == {0, 1, 2, 3}
     two = jax.random.split(jax.random.key(5), 2)
     alone = [sample(jnp.log(p[i : i + 1]), two[i : i + 1], Sampling(1.0))[0] for i in range(2)]

@@ -106,17 +106,17 @@ class Watch(Reducer):
 def test_signals_are_the_attentions_of_transformers(case, reads, tmp_path):
     model, path = saved(tmp_path, case)
     config, params = load_vit(path)
-    pixels, seen = hf_tiny.images(config.image), {}
+    pixels, hooked = hf_tiny.images(config.image), {}
     for name, module in model.named_modules():
         for ending, part in (("1.q_proj", "queries"), ("1.k_proj", "keys"), ("1.v_proj", "values")):
             if name.replace("self_attn.", "").replace("attention.", "").endswith(ending):
-                module.register_forward_hook(lambda module, inputs, y, part=part: seen.update({part: y}))
+                module.register_forward_hook(lambda module, inputs, y, part=part: hooked.update({part: y}))
     theirs = reference(model, pixel_values=pixels)
     plan = Plan({"tower.block.1.after_attention": Watch(reads)})
     ours = run(config, params, pixels, plan)
     attention = theirs.attentions[1]
     expected = {"class_attention": attention[:, :, 0], "attention_received": attention.mean(1).sum(1)}
-    expected |= {part: y.unflatten(-1, (config.heads, -1)) for part, y in seen.items()}
+    expected |= {part: y.unflatten(-1, (config.heads, -1)) for part, y in hooked.items()}
     assert set(ours.memory["watch"]) == set(reads) and set(expected) == set(Watch.reads)
     for name in reads:
         assert_close(ours.memory["watch"][name], expected[name], tolerance=2e-5)

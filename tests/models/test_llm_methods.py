@@ -29,8 +29,8 @@ def model(llava):
     return oracle.gentle(llava[1])
 
 
-def told(model, prompts):
-    """(ids [B,WRITTEN], logits behind them, caches) of the greedy answer."""
+def greedy(model, prompts):
+    """(ids [B,WRITTEN], logits after them, caches) of the greedy answer."""
     inputs = arrange(pad_batch(prompts, 0), language.GRID, step=16)
     state, parts = model.start(inputs, max_new_tokens=WRITTEN), []
     for ids, state in model.answer(state, WRITTEN, block=WRITTEN):  # noqa: B007, B020
@@ -43,7 +43,7 @@ def case(request, model):
     """(the reduced model, what it answered to two prompts of different length)."""
     reduced = reduce(model, request.param, **SHARE.get(request.param, {"tokens": 4}))
     with jax.default_matmul_precision("highest"):
-        return reduced, told(reduced, language.prompts())
+        return reduced, greedy(reduced, language.prompts())
 
 
 def test_caches_shrink_where_tokens_go(case):
@@ -51,26 +51,30 @@ def test_caches_shrink_where_tokens_go(case):
     assert np.isfinite(logits).all() and (ids >= 0).all()
     rows, depth = reduced.plan.counts(16), reduced.config.language.depth
     sites = [(Site.parse(name), out) for name, _, out in rows if name.startswith("llm.layer")]
-    left = [16, *(out for site, out in sites if site.layer + (site.where != "input") < depth)]  # seen by some layer
+    remaining = [
+        16,
+        *(out for site, out in sites if site.layer + (site.where != "input") < depth),
+    ]  # seen by some layer
     text = 16 + WRITTEN
-    assert [cache.slots - text for cache in caches[-len(left) :]] == left
+    assert [cache.slots - text for cache in caches[-len(remaining) :]] == remaining
     lengths = [len(one.ids) + WRITTEN for one in language.prompts()]
-    for cache, visual in zip(caches[-len(left) :], left, strict=True):
+    for cache, visual in zip(caches[-len(remaining) :], remaining, strict=True):
         np.testing.assert_array_equal(cache.valid.sum(1), [n - 16 + visual for n in lengths])
-        counted = reduced.plan.positions == "renumber"
-        np.testing.assert_array_equal(cache.next, cache.valid.sum(1) if counted else lengths)
+        renumbered = reduced.plan.positions == "renumber"
+        np.testing.assert_array_equal(cache.next, cache.valid.sum(1) if renumbered else lengths)
 
 
 def test_two_prompts_are_answered_as_each_alone(case):
     reduced, (ids, logits, _) = case
     for row, one in enumerate(language.prompts()):
-        alone, its, _ = told(reduced, [one])
+        alone, its, _ = greedy(reduced, [one])
         np.testing.assert_array_equal(alone[0], ids[row])
         np.testing.assert_allclose(its[0], logits[row], rtol=0, atol=1e-5)
 
 
-def test_fastv_that_hides_answers_like_fastv_that_drops(model):
-    dropped, hidden = (told(reduce(model, "fastv", tokens=4, variant=v), language.prompts()) for v in ("drop", "mask"))
+def test_masking_fastv_answers_like_dropping_fastv(model):
+    variants = (reduce(model, "fastv", tokens=4, variant=v) for v in ("drop", "mask"))
+    dropped, hidden = (greedy(reduced, language.prompts()) for reduced in variants)
     np.testing.assert_array_equal(dropped[0], hidden[0])
     np.testing.assert_allclose(dropped[1], hidden[1], rtol=0, atol=1e-5)
     assert dropped[2][-1].slots == hidden[2][-1].slots - 12
@@ -105,7 +109,7 @@ def test_published_budgets_of_sparsevlm():
     plan = catalogue.make_plan("sparsevlm", target, average_tokens=192)
     assert list(map(str, plan.sites)) == ["llm.input", *(f"llm.layer.{i}.input" for i in (3, 7, 16))]
     assert [r._sizes(576, 576)[0] for r in list(plan.sites.values())[1:]] == [300, 200, 110]
-    own = catalogue.make_plan("sparsevlm", target, average_tokens=150)
-    seen = [576, *(out for _, _, out in own.counts(576)[1:])]
-    average = sum(a * b for a, b in zip(seen, (3, 4, 9, 16), strict=True)) / 32
+    plan = catalogue.make_plan("sparsevlm", target, average_tokens=150)
+    counts = [576, *(out for _, _, out in plan.counts(576)[1:])]
+    average = sum(a * b for a, b in zip(counts, (3, 4, 9, 16), strict=True)) / 32
     assert 145 < average <= 150

@@ -30,7 +30,7 @@ def params():
 
 @pytest.fixture
 def own(tmp_path, params):
-    """A file of jtok's own."""
+    """A file in jtok's own format."""
     save_params(tmp_path / "tower.safetensors", params, CONFIG, {"accuracy": "0.5"})
     return tmp_path / "tower.safetensors"
 
@@ -53,7 +53,7 @@ def edited(path, change):
 
 
 def sentence(call) -> str:
-    """What the user is told: one line."""
+    """The one-line message that the user gets."""
     with pytest.raises(UserError) as caught:
         call()
     text = str(caught.value)

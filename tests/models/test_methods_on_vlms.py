@@ -1,4 +1,4 @@
-"""Every method of the catalogue that can stand in a vision-language model, in a tiny LLaVA-1.5."""
+"""Every method of the catalogue that can be placed in a vision-language model, in a tiny LLaVA-1.5."""
 
 import dataclasses
 import functools
@@ -21,15 +21,15 @@ def reduces(name: str) -> bool:
     """Whether a method takes visual tokens away at sites or by its projector, and not only inside the tower."""
     plan = catalogue.make_plan(name, catalogue.LANGUAGE, **({"space": "language"} if name == "trim" else {}))
     inside = any(site.stage == "tower" and site.where != "output" for site in plan.sites) or name == "expedit"
-    some = bool(plan.sites or plan.projector or plan.grid)
-    return some and (not inside or name == "tome")
+    acts = bool(plan.sites or plan.projector or plan.grid)
+    return acts and (not inside or name == "tome")
 
 
 METHODS = [name for name in catalogue.methods() if reduces(name) or name in ("random", "uniform-grid", "average-pool")]
 TOKENS = 4  # of 16, and a square: what the pooling projectors can make
 OPTIONS = {
     "trim": {"space": "language"},  # with CLIP's text tower in test_clip_text.py
-    "sparsevlm": {"average_tokens": 8},  # a mean over layers, of which the first two keep all
+    "sparsevlm": {"average_tokens": 8},  # a mean over layers, the first two of which keep all
 }
 
 
@@ -62,7 +62,7 @@ def case(request, model):
 
 
 def same_row(one, i, other, j):
-    """Row i of one reading is row j of another: its logits, and what became of every patch at every site."""
+    """Row i of one output equals row j of another: its logits, and the owner of every patch at every site."""
     np.testing.assert_allclose(one.logits[i], other.logits[j], rtol=0, atol=1e-4)
     np.testing.assert_array_equal(one.sequence.visual.owner[i], other.sequence.visual.owner[j])
     assert one.stages.keys() == other.stages.keys()
@@ -105,9 +105,9 @@ def test_dropping_and_keeping_positions_is_hiding(case, model):
     assert np.abs(dropped - whole).max() > 1e-3, "hiding must change something, or the oracle says nothing"
 
 
-def theirs(reference, reading, visual, prompt, row):
+def theirs(reference, output, visual, prompt, row):
     """Logits of transformers' decoder over a prompt's text around our visual tokens [N,D], each at our position."""
-    decoder, sequence = reference.model.language_model, jax.tree.map(lambda a: np.asarray(a[row]), reading.sequence)
+    decoder, sequence = reference.model.language_model, jax.tree.map(lambda a: np.asarray(a[row]), output.sequence)
     text = prompt.ids[prompt.ids != language.IMAGE]
     with torch.no_grad():
         x = torch.zeros(len(text) + len(visual), visual.shape[1])
@@ -124,8 +124,8 @@ def test_our_tokens_in_transformers_give_our_logits(llava, name):
     reference, model = llava
     plan = reduce(model, name, tokens=TOKENS).plan
     plan = dataclasses.replace(plan, sites={**plan.sites, "llm.input": oracle.Watch()})
-    reading = dataclasses.replace(model, plan=plan).read(batch(), max_new_tokens=1, key=KEYS)
-    visual = np.asarray(reading.memory["watch"]["x"])
+    output = dataclasses.replace(model, plan=plan).read(batch(), max_new_tokens=1, key=KEYS)
+    visual = np.asarray(output.memory["watch"]["x"])
     for row, prompt in enumerate(language.prompts()):
-        expected = theirs(reference, reading, visual[row], prompt, row)
-        np.testing.assert_allclose(reading.logits[row], expected, rtol=0, atol=1e-3)
+        expected = theirs(reference, output, visual[row], prompt, row)
+        np.testing.assert_allclose(output.logits[row], expected, rtol=0, atol=1e-3)

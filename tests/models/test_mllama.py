@@ -24,7 +24,7 @@ from tests.models.processing import checkpoints
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
-ROOM = 24
+FREE = 24
 KEPT = (0, 2, 5, 6, 11, 14)  # of the 16 patches of a tile
 
 
@@ -52,8 +52,8 @@ class Watch(Reducer):
     reads: tuple[str, ...] = ()
 
     def __call__(self, tokens, signals, memory):
-        seen = {name: getattr(signals, name) for name in self.reads}
-        return tokens, {**memory, "watch": {**seen, "x": tokens.x, "segment": tokens.segment, "valid": tokens.valid}}
+        values = {name: getattr(signals, name) for name in self.reads}
+        return tokens, {**memory, "watch": {**values, "x": tokens.x, "segment": tokens.segment, "valid": tokens.valid}}
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ def inputs(model, prompts):
 
 
 def read(model, prompts, plan=None):
-    return dataclasses.replace(model, plan=plan or Plan()).read(inputs(model, prompts), max_new_tokens=ROOM)
+    return dataclasses.replace(model, plan=plan or Plan()).read(inputs(model, prompts), max_new_tokens=FREE)
 
 
 @pytest.fixture(scope="module")
 def whole(both):
-    """The state behind the prompts, nothing reduced. (Decoding uses a state up: take copies.)"""
+    """The state after the prompts, nothing reduced. (Decoding consumes a state: take copies.)"""
     with jax.default_matmul_precision("highest"):
-        return both[1].start(inputs(both[1], mllama.prompts()), max_new_tokens=ROOM)
+        return both[1].start(inputs(both[1], mllama.prompts()), max_new_tokens=FREE)
 
 
 def theirs(reference, one, **options):
@@ -100,14 +100,14 @@ def test_answers_and_a_second_question_are_those_of_transformers(both, whole):
     question = np.random.default_rng(7).integers(5, 90, (4, 5))
     state = model.add(state, question, np.arange(5) < np.array([5, 3, 4, 5])[:, None])
     for row, (one, count) in enumerate(zip(mllama.prompts(), (5, 3, 4, 5), strict=True)):
-        again = mllama.longer(one, [*answers[row], *question[row, :count]])
-        np.testing.assert_allclose(state.logits[row], theirs(reference, again).logits[0, -1], rtol=0, atol=1e-4)
+        extended = mllama.longer(one, [*answers[row], *question[row, :count]])
+        np.testing.assert_allclose(state.logits[row], theirs(reference, extended).logits[0, -1], rtol=0, atol=1e-4)
     with pytest.raises(UserError, match="9 tokens.*3 free slots"):
         model.add(state, np.ones((4, 9), int), np.ones((4, 9), bool))
 
 
 def test_the_cache_holds_what_is_left(both, whole):
-    """Of 8 tiles a row, 5 of which are real in the second, 5 go on, each 17 tokens."""
+    """Of 8 tiles a row, 5 of which are real in the second, 5 are kept, with 17 tokens each."""
     crossed = [cache for cache in whole.caches if isinstance(cache, CrossCache)]
     assert [cache.k.shape[1] for cache in crossed] == [5 * 17] * 2
     np.testing.assert_array_equal(crossed[0].valid.sum(1), np.array([1, 2, 4, 0]) * 17)  # of two images the last
@@ -115,7 +115,7 @@ def test_the_cache_holds_what_is_left(both, whole):
 
 
 def _slots(*tiles: int) -> tuple[int, ...]:
-    """The class token and KEPT of some of a row's real tiles."""
+    """The class token and the KEPT patches of given real tiles of a row."""
     return tuple(tile * 17 + slot for tile in tiles for slot in (0, *(1 + i for i in KEPT)))
 
 
@@ -123,17 +123,17 @@ def test_dropping_is_masking(both):
     """At the tower's output and before the second cross-attention layer, where the second tile of a row goes."""
     model = gentle(both[1])
     tile = (*range(8), *(8 + i for i in KEPT))  # the class token and what fills the tile up come first
-    left = (0, 2, 3, 4)
-    few = tuple(t * 7 + slot for t in left for slot in range(7))
-    dropped = read(model, mllama.prompts(), Plan({"tower.output": Keep(tile), "cross.1": Keep(few)}))
-    plan = Plan({"tower.output": Keep(tile, mask=True), "cross.1": Keep(_slots(*left), mask=True)})
+    tiles_kept = (0, 2, 3, 4)
+    slots = tuple(t * 7 + slot for t in tiles_kept for slot in range(7))
+    dropped = read(model, mllama.prompts(), Plan({"tower.output": Keep(tile), "cross.1": Keep(slots)}))
+    plan = Plan({"tower.output": Keep(tile, mask=True), "cross.1": Keep(_slots(*tiles_kept), mask=True)})
     masked = read(model, mllama.prompts(), plan)
     np.testing.assert_allclose(dropped.logits, masked.logits, rtol=0, atol=1e-6)
-    few, all_of_them = ([c for c in one.caches if isinstance(c, CrossCache)] for one in (dropped, masked))
+    reduced, full = ([c for c in one.caches if isinstance(c, CrossCache)] for one in (dropped, masked))
     for layer, tiles in enumerate(([1, 2, 4, 0], [1, 2, 3, 0])):
-        assert (few[layer].k.shape[1], all_of_them[layer].k.shape[1]) == ((5 - layer) * 7, 5 * 17)
-        np.testing.assert_array_equal(few[layer].valid.sum(1), 7 * np.array(tiles))
-        np.testing.assert_array_equal(all_of_them[layer].valid.sum(1), 7 * np.array(tiles))
+        assert (reduced[layer].k.shape[1], full[layer].k.shape[1]) == ((5 - layer) * 7, 5 * 17)
+        np.testing.assert_array_equal(reduced[layer].valid.sum(1), 7 * np.array(tiles))
+        np.testing.assert_array_equal(full[layer].valid.sum(1), 7 * np.array(tiles))
 
 
 def test_keeping_everything_changes_nothing(both, whole):
@@ -149,44 +149,44 @@ SIGNALS = ("text_attention", "last_token_attention", "attention_received", "keys
 def test_reduced_states_in_transformers_give_our_logits_and_signals(both):
     """Two prompts that begin with their image of four tiles, so that all text sees all of them."""
     reference, model, _ = both
-    some = [mllama.prompt(0, (6,), 5, 4), mllama.prompt(0, (6,), 8, 5)]
-    reading = read(model, some, Plan({"cross.0": Keep(_slots(0, 1, 3)), "cross.1": Watch(SIGNALS)}))
-    seen = jax.tree.map(np.asarray, reading.memory["watch"])
-    assert seen["segment"][0].tolist() == [0] * 7 + [1] * 7 + [3] * 7 and seen["valid"].all()
-    for row, one in enumerate(some):
-        count = len(one.ids) - 1  # of the question, behind the placeholder
-        states = torch.tensor(seen["x"][row : row + 1])
+    batch = [mllama.prompt(0, (6,), 5, 4), mllama.prompt(0, (6,), 8, 5)]
+    output = read(model, batch, Plan({"cross.0": Keep(_slots(0, 1, 3)), "cross.1": Watch(SIGNALS)}))
+    watched = jax.tree.map(np.asarray, output.memory["watch"])
+    assert watched["segment"][0].tolist() == [0] * 7 + [1] * 7 + [3] * 7 and watched["valid"].all()
+    for row, one in enumerate(batch):
+        count = len(one.ids) - 1  # of the question, after the placeholder
+        states = torch.tensor(watched["x"][row : row + 1])
         plain = {"pixel_values": None, "cross_attention_mask": None, "cross_attention_states": states}
         out = theirs(reference, one, **plain)
-        np.testing.assert_allclose(reading.logits[row], out.logits[0, -1], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(output.logits[row], out.logits[0, -1], rtol=0, atol=1e-4)
         first, second = out.attentions[1][0], out.attentions[3][0]  # [H, text, states]
-        np.testing.assert_allclose(seen["text_attention"][row][:, :count], first[:, 1:], atol=1e-5)
-        np.testing.assert_allclose(seen["last_token_attention"][row], first[:, -1], atol=1e-5)
-        np.testing.assert_allclose(seen["next_last_token_attention"][row], second[:, -1], atol=1e-5)
-        np.testing.assert_allclose(seen["attention_received"][row], first.mean(0).sum(0), atol=1e-5)
-        assert seen["text_valid"][row].sum() == count and seen["keys"][row].shape == (21, 2, 12)
+        np.testing.assert_allclose(watched["text_attention"][row][:, :count], first[:, 1:], atol=1e-5)
+        np.testing.assert_allclose(watched["last_token_attention"][row], first[:, -1], atol=1e-5)
+        np.testing.assert_allclose(watched["next_last_token_attention"][row], second[:, -1], atol=1e-5)
+        np.testing.assert_allclose(watched["attention_received"][row], first.mean(0).sum(0), atol=1e-5)
+        assert watched["text_valid"][row].sum() == count and watched["keys"][row].shape == (21, 2, 12)
 
 
 def test_methods_of_towers_stand_in_every_tile(both, whole):
     _, model, _ = both
-    few = jtok.reduce(model, "random", tokens=4, stages=1)
-    reading = few.read(inputs(few, mllama.prompts()), max_new_tokens=ROOM)
-    crossed = [cache for cache in reading.caches if isinstance(cache, CrossCache)]
+    reduced = jtok.reduce(model, "random", tokens=4, stages=1)
+    output = reduced.read(inputs(reduced, mllama.prompts()), max_new_tokens=FREE)
+    crossed = [cache for cache in output.caches if isinstance(cache, CrossCache)]
     np.testing.assert_array_equal(crossed[0].valid.sum(1), np.array([1, 2, 4, 0]) * 5)  # with each tile's class token
-    assert np.isfinite(reading.logits).all() and np.abs(reading.logits - whole.logits)[:3].max() > 1e-2
-    other = few.read(inputs(few, mllama.prompts()[::-1]), max_new_tokens=ROOM)
-    np.testing.assert_allclose(other.logits[::-1], reading.logits, rtol=0, atol=1e-5)
+    assert np.isfinite(output.logits).all() and np.abs(output.logits - whole.logits)[:3].max() > 1e-2
+    other = reduced.read(inputs(reduced, mllama.prompts()[::-1]), max_new_tokens=FREE)
+    np.testing.assert_allclose(other.logits[::-1], output.logits, rtol=0, atol=1e-5)
 
 
 def test_a_directory_a_picture_and_a_question(both):
     reference, model, _ = both
-    picture, question = checkpoints.picture(70, 150), "What is written on the sign?"
-    prompt = model.processor.prompt(question, [picture])
+    image, question = checkpoints.picture(70, 150), "What is written on the sign?"
+    prompt = model.processor.prompt(question, [image])
     assert prompt.visuals[0].real == 3
     with torch.no_grad():
         out = reference.generate(**mllama.reference(prompt), max_new_tokens=8, do_sample=False)
     expected = model.processor.tokenizer.decode(out[0, len(prompt.ids) :].tolist()).strip()
-    assert len(expected) > 3 and model.generate(picture, question, tokens=8) == expected
+    assert len(expected) > 3 and model.generate(image, question, tokens=8) == expected
 
 
 def test_every_spelling_of_tensors(both, tmp_path):
@@ -199,8 +199,8 @@ def test_every_spelling_of_tensors(both, tmp_path):
         modules[name if name.startswith("lm_head") else f"model.{name}"] = tensor
     (tmp_path / "config.json").write_text((path / "config.json").read_text())
     safetensors.torch.save_file(modules, tmp_path / "model.safetensors")
-    for ours, again in zip(*map(jax.tree.leaves, (model.params, load_vlm(tmp_path)[1])), strict=True):
-        np.testing.assert_array_equal(ours, again)
+    for ours, reloaded in zip(*map(jax.tree.leaves, (model.params, load_vlm(tmp_path)[1])), strict=True):
+        np.testing.assert_array_equal(ours, reloaded)
     del modules["model.language_model.layers.3.cross_attn_mlp_gate"]
     safetensors.torch.save_file(modules, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="lacks language.cross: layers.1.cross_attn_mlp_gate"):

@@ -81,7 +81,7 @@ def video(g, frames):
 
 
 def prompt(make, seed):
-    """Text, then each visual input with some text behind it."""
+    """Text, then each visual input with some text after it."""
     g = np.random.default_rng(seed)
     visuals, ids, offsets = make(g), list(g.integers(5, 90, 3 + seed)), []
     for visual in visuals:
@@ -120,21 +120,21 @@ def reference_inputs(one):
     return given
 
 
-def read(model, some, plan=None, max_new_tokens=1):
+def read(model, batch, plan=None, max_new_tokens=1):
     model = dataclasses.replace(model, plan=plan or Plan())
-    return model.read(arrange(pad_batch(some, 0), PATCHES), max_new_tokens=max_new_tokens)
+    return model.read(arrange(pad_batch(batch, 0), PATCHES), max_new_tokens=max_new_tokens)
 
 
 def test_logits_and_answers_of_a_mixed_batch(onevision):
     reference, model = onevision
-    some = prompts()
-    assert {v.spans[-1].resampled for one in some for v in one.visuals} == {True, False}
-    state, parts = model.start(arrange(pad_batch(some, 0), PATCHES), max_new_tokens=16), []
+    batch = prompts()
+    assert {v.spans[-1].resampled for one in batch for v in one.visuals} == {True, False}
+    state, parts = model.start(arrange(pad_batch(batch, 0), PATCHES), max_new_tokens=16), []
     first = np.asarray(state.logits)
     for ids, _ in model.answer(state, 16):
         parts.append(ids)
     ours = np.concatenate(parts, 1)
-    for row, one in enumerate(some):
+    for row, one in enumerate(batch):
         given = reference_inputs(one)
         with torch.no_grad():
             np.testing.assert_allclose(first[row], reference(**given).logits[0, -1].numpy(), rtol=0, atol=1e-4)
@@ -146,16 +146,16 @@ def test_a_row_does_not_depend_on_its_batch(onevision):
     """Rows without a resampled grid take another way through the model when they are alone."""
     _, model = onevision
     plan = Plan({"projector": Keep((0, 3, 7, 12, 13, 20)), "llm.layer.1.input": Keep((0, 2, 3))})
-    some = [prompts()[i] for i in (1, 3)]
-    both = read(model, some, plan).logits
-    for row, one in enumerate(some):
+    batch = [prompts()[i] for i in (1, 3)]
+    both = read(model, batch, plan).logits
+    for row, one in enumerate(batch):
         np.testing.assert_allclose(read(model, [one], plan).logits[0], both[row], rtol=1e-5, atol=1e-5)
 
 
 def test_dropping_resampled_tokens_is_masking_them(onevision):
     _, model = onevision
-    some, kept = [prompts()[0], prompts()[3]], (0, 3, 7, 12, 13, 20, 26)
-    dropped, masked = (read(model, some, Plan({"projector": Keep(kept, mask=mask)})) for mask in (False, True))
+    batch, kept = [prompts()[0], prompts()[3]], (0, 3, 7, 12, 13, 20, 26)
+    dropped, masked = (read(model, batch, Plan({"projector": Keep(kept, mask=mask)})) for mask in (False, True))
     np.testing.assert_allclose(dropped.logits, masked.logits, rtol=0, atol=1e-4)
     assert dropped.sequence.slots.shape == (2, len(kept))
 
@@ -163,35 +163,35 @@ def test_dropping_resampled_tokens_is_masking_them(onevision):
 def test_what_a_reducer_sees(onevision):
     """Behind the projector a resampled grid is one segment, a frame is one, and newline tokens are text."""
     _, model = onevision
-    some = prompts()
-    reading = read(model, some, Plan({"projector": Watch()}))
-    tokens = reading.sequence.visual
-    counts = [sum((v.tokens - (v.kind == "video" or len(one.visuals) > 1)) for v in one.visuals) for one in some]
+    batch = prompts()
+    output = read(model, batch, Plan({"projector": Watch()}))
+    tokens = output.sequence.visual
+    counts = [sum((v.tokens - (v.kind == "video" or len(one.visuals) > 1)) for v in one.visuals) for one in batch]
     for row in (0, 1):  # a newline token a row of the mosaic
-        counts[row] -= some[row].visuals[0].spans[1].grid[0]
+        counts[row] -= batch[row].visuals[0].spans[1].grid[0]
     np.testing.assert_array_equal(tokens.mask().sum(1), counts)
-    grid = some[0].visuals[0].spans[1].grid
-    segment, position = np.asarray(tokens.segment), np.asarray(reading.memory["watch"]["position"])
+    grid = batch[0].visuals[0].spans[1].grid
+    segment, position = np.asarray(tokens.segment), np.asarray(output.memory["watch"]["position"])
     assert (segment[0, 25 : counts[0]] == 1).all() and grid[0] * grid[1] == counts[0] - 25
     np.testing.assert_array_equal(position[0, 25 : counts[0], 0], np.repeat(np.arange(grid[0]), grid[1]))
     np.testing.assert_array_equal(segment[3, :27], np.repeat(np.arange(3), 9))
     np.testing.assert_array_equal(segment[4, : 25 + 18 + 25], np.repeat(np.arange(4), [25, 9, 9, 25]))
-    slots = np.asarray(reading.sequence.slots)
-    for row, one in enumerate(some):  # every visual token at its slot of the prompt
+    slots = np.asarray(output.sequence.slots)
+    for row, one in enumerate(batch):  # every visual token at its slot of the prompt
         expected = np.flatnonzero(np.isin(one.ids, (IMAGE, VIDEO)))
-        found = np.sort(slots[row, : counts[row]])
-        assert set(found) <= set(expected)
-        where = np.asarray(reading.sequence.position)[row, found, 0]
-        np.testing.assert_array_equal(where, found)
+        order = np.sort(slots[row, : counts[row]])
+        assert set(order) <= set(expected)
+        where = np.asarray(output.sequence.position)[row, order, 0]
+        np.testing.assert_array_equal(where, order)
 
 
 def test_tokens_reduced_in_the_tower_are_not_resampled(onevision):
     """Four features of each frame go on as they are, at the place of the pooled token nearest to them."""
     _, model = onevision
     one = prompts()[3]
-    reading = read(model, [one], Plan({"tower.output": Keep((0, 4, 12, 24))}))
-    slots = np.asarray(reading.sequence.slots)[0]
-    where = np.asarray(reading.sequence.position)[0, slots, 0] - one.offsets[0]
+    output = read(model, [one], Plan({"tower.output": Keep((0, 4, 12, 24))}))
+    slots = np.asarray(output.sequence.slots)[0]
+    where = np.asarray(output.sequence.position)[0, slots, 0] - one.offsets[0]
     np.testing.assert_array_equal(where, [9 * frame + i for frame in range(3) for i in (0, 2, 4, 8)])
 
 

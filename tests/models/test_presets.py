@@ -66,10 +66,10 @@ def test_preset_is_the_published_model(preset):
     weights = Weights(Path(preset), tensors, {}, {})
     weights.__dict__["config"] = stated
     config = make_config(preset)
-    found = config_from_transformers(weights)
+    inferred = config_from_transformers(weights)
     if config.packed:  # its image size says nothing
-        found = dataclasses.replace(found, image=config.image)
-    assert dataclasses.replace(found, eps=config.eps) == config
+        inferred = dataclasses.replace(inferred, image=config.image)
+    assert dataclasses.replace(inferred, eps=config.eps) == config
     used = {name: shape for name, shape in tensors.items() if "mask_token" not in name}
     assert count(shapes_of(config)) == sum(math.prod(shape) for shape in used.values())
 

@@ -46,8 +46,8 @@ def test_learned_parameters_go_into_the_program_as_arguments(llava, tmp_path):
     got = [model._read(model.params, params, inputs, 1, None).logits for params in (learned, moved)]
     assert model._read._cache_size() == programs + 1 and np.abs(np.asarray(got[0] - got[1])).max() > 1e-3
     save_projector(tmp_path / "packer.safetensors", model.plan.with_params(moved))
-    again = reduce(llava[1], "tokenpacker", tokens=4, heads=4, weights=tmp_path / "packer.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, again.plan.params(), moved)
+    reloaded = reduce(llava[1], "tokenpacker", tokens=4, heads=4, weights=tmp_path / "packer.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, reloaded.plan.params(), moved)
     with pytest.raises(UserError, match="nothing to learn"):
         reduce(llava[1], "m3", tokens=4, weights=tmp_path / "packer.safetensors")
 

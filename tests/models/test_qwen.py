@@ -55,19 +55,19 @@ def theirs(reference, one, **changes):
 def test_logits_and_greedy_tokens_are_those_of_transformers(pair):
     """Sides and texts are padded further than any row needs, as where one program serves many sizes."""
     reference, model, _ = pair
-    some, parts = prompts(), []
-    reading = model.read(qwen.inputs(model, some, step=16), max_new_tokens=16)
-    expected = [theirs(reference, one) for one in some]
-    np.testing.assert_allclose(reading.logits, expected, rtol=0, atol=1e-4)
-    for row, one in enumerate(some):
-        assert reading.sequence.valid[row].sum() == len(one.ids)
-        np.testing.assert_array_equal(reading.sequence.position[row, : len(one.ids)].T, one.positions)
-        assert reading.caches[0].next[row] == one.next_position
-    state = State(reading.caches, reading.logits, np.zeros(len(some), bool), oracle.row_keys(len(some)))
+    batch, parts = prompts(), []
+    output = model.read(qwen.inputs(model, batch, step=16), max_new_tokens=16)
+    expected = [theirs(reference, one) for one in batch]
+    np.testing.assert_allclose(output.logits, expected, rtol=0, atol=1e-4)
+    for row, one in enumerate(batch):
+        assert output.sequence.valid[row].sum() == len(one.ids)
+        np.testing.assert_array_equal(output.sequence.position[row, : len(one.ids)].T, one.positions)
+        assert output.caches[0].next[row] == one.next_position
+    state = State(output.caches, output.logits, np.zeros(len(batch), bool), oracle.row_keys(len(batch)))
     for ids, _ in model.answer(state, 16):
         parts.append(ids)
     ours = np.concatenate(parts, 1)
-    for row, one in enumerate(some):
+    for row, one in enumerate(batch):
         with torch.no_grad():
             out = reference.generate(**qwen.reference(one), max_new_tokens=16, do_sample=False)
         np.testing.assert_array_equal(ours[row], out[0, len(one.ids) :].numpy())
@@ -92,17 +92,17 @@ def test_names_in_memory_and_a_flat_config(pair, tmp_path):
 
 def received(reference, one, number=-1):
     """(attention that each token's patches received in a block, their keys), averaged over the patches."""
-    seen = {}
+    captured = {}
     block = reference.model.visual.blocks[number].attn
-    hook = block.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs, x=args[0]), with_kwargs=True)
+    hook = block.register_forward_pre_hook(lambda _, args, kwargs: captured.update(kwargs, x=args[0]), with_kwargs=True)
     theirs(reference, one)
     hook.remove()
     with torch.no_grad():
-        qkv = block.qkv(seen["x"]).unflatten(1, (3, block.num_heads, -1))
-        q, k = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *seen["position_embeddings"])
+        qkv = block.qkv(captured["x"]).unflatten(1, (3, block.num_heads, -1))
+        q, k = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *captured["position_embeddings"])
         attention = (torch.einsum("nhd,mhd->hnm", q, k) * block.scaling).softmax(-1)
     t, h, w = one.visuals[0].grid
-    assert t == 1 and len(seen["cu_seqlens"]) == 2  # the whole image
+    assert t == 1 and len(captured["cu_seqlens"]) == 2  # the whole image
     order = np.arange(h * w // 4).reshape(h // 2, w // 2)  # undo the cut into windows of 2 x 2 tokens
     order = np.concatenate(
         [order[y : y + 2, x : x + 2].ravel() for y in range(0, h // 2, 2) for x in range(0, w // 2, 2)]
@@ -120,14 +120,14 @@ def test_signals_of_the_tower_are_means_over_the_patches_of_a_token(pair, where)
     site = {"tower.output": where, "input of the next": f"tower.block.{number + 1}.input"}
     site = site.get(where, f"tower.block.{number}.{where}")
     number = -1 if where == "tower.output" else number
-    some = [qwen.prompt([3, qwen.visual("image", (1, h, w), 7), 5], 0) for h, w in ((6, 10), (4, 6))]
+    batch = [qwen.prompt([3, qwen.visual("image", (1, h, w), 7), 5], 0) for h, w in ((6, 10), (4, 6))]
     plan = Plan({site: oracle.Watch(("attention_received", "keys"))})
-    seen = dataclasses.replace(model, plan=plan).read(qwen.inputs(model, some), max_new_tokens=1).memory["watch"]
-    for row, one in enumerate(some):
+    watched = dataclasses.replace(model, plan=plan).read(qwen.inputs(model, batch), max_new_tokens=1).memory["watch"]
+    for row, one in enumerate(batch):
         _, h, w = one.visuals[0].grid
         place = np.s_[: h // 2, : w // 2]
         for name, expected in zip(("attention_received", "keys"), received(reference, one, number), strict=True):
-            whole = np.asarray(seen[name][row])
+            whole = np.asarray(watched[name][row])
             ours = whole.reshape(3, 5, *whole.shape[1:])[place].reshape(expected.shape)
             np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5, err_msg=name)
 
@@ -160,10 +160,10 @@ def test_reduced_features_in_transformers_give_our_logits(pair):
         with torch.no_grad():
             features = reference.model.get_image_features(given["pixel_values"], given["image_grid_thw"])
         where = np.flatnonzero(one.ids == qwen.IMAGE)
-        left = np.delete(np.arange(len(one.ids)), np.delete(where, kept))
-        changes = {name: given[name][:, left] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        remaining = np.delete(np.arange(len(one.ids)), np.delete(where, kept))
+        changes = {name: given[name][:, remaining] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
         changes |= dict(pixel_values=None, image_grid_thw=None)
-        changes["position_ids"] = torch.tensor(one.positions[:, None, left]).long()
+        changes["position_ids"] = torch.tensor(one.positions[:, None, remaining]).long()
         outputs = BaseModelOutputWithPooling(pooler_output=[features.pooler_output[0][kept]])
         expected = theirs(reference, one, **changes, mm_encoder_outputs={"image": outputs})
         np.testing.assert_allclose(ours[row], expected, rtol=0, atol=1e-4)
@@ -205,11 +205,11 @@ def test_from_a_directory_a_picture_and_a_question_to_text(tmp_path):
     expected = model.processor.tokenizer.decode(out[0, len(one.ids) :].tolist()).strip()
     assert len(expected) > 5
     assert model.generate(picture, QUESTION, tokens=12) == expected
-    few = jtok.reduce(model, "uniform-grid", tokens=4)
+    reduced = jtok.reduce(model, "uniform-grid", tokens=4)
     given = model.config.arrange(model.processor.batch([one]), 32)
-    assert one.visuals[0].tokens == 8 and few.fitted(given).plan.counts(8) == [("tower.output", 8, 4)]
-    reading = few.read(given, max_new_tokens=12)
-    assert reading.sequence.visual.mask().sum() == 4 and reading.sequence.valid.sum() == len(one.ids) - 4
+    assert one.visuals[0].tokens == 8 and reduced.fitted(given).plan.counts(8) == [("tower.output", 8, 4)]
+    output = reduced.read(given, max_new_tokens=12)
+    assert output.sequence.visual.mask().sum() == 4 and output.sequence.valid.sum() == len(one.ids) - 4
 
 
 #: What Qwen2.5-VL-7B-Instruct states: the decoder's fields on top, differences from the defaults only.

@@ -47,10 +47,10 @@ def test_dropping_and_keeping_positions_is_hiding(model, given, name):
     plan = reduced.fitted(given).plan
     assert set(map(str, plan.sites)) <= set(oracle.BEHIND_TOWER) and plan.projector is None
     keys, reduced = oracle.row_keys(2), dataclasses.replace(model, plan=dataclasses.replace(plan, positions="keep"))
-    reading = reduced.read(given, max_new_tokens=1, key=keys)
-    hidden = model.read(oracle.hide(given, oracle.kept_patches(reading)), max_new_tokens=1, key=keys)
-    np.testing.assert_allclose(reading.logits, hidden.logits, rtol=0, atol=1e-6)
+    output = reduced.read(given, max_new_tokens=1, key=keys)
+    hidden = model.read(oracle.hide(given, oracle.kept_patches(output)), max_new_tokens=1, key=keys)
+    np.testing.assert_allclose(output.logits, hidden.logits, rtol=0, atol=1e-6)
     whole = model.read(given, max_new_tokens=1, key=keys)
-    assert np.abs(reading.logits - whole.logits).max() > 1e-3, "hiding must change something"
-    left = np.asarray(reading.sequence.visual.mask()).sum(1)
-    assert left[0] == TOKENS and 2 <= left[1] <= 2 * TOKENS
+    assert np.abs(output.logits - whole.logits).max() > 1e-3, "hiding must change something"
+    remaining = np.asarray(output.sequence.visual.mask()).sum(1)
+    assert remaining[0] == TOKENS and 2 <= remaining[1] <= 2 * TOKENS

@@ -54,7 +54,7 @@ def test_a_file_alone_fits_a_config_given(saved):
     assert_same(load_params(path / "model.safetensors", config, params), params)
 
 
-def test_gated_perceptron_in_one_tensor_or_two(tmp_path):
+def test_gated_mlp_in_one_tensor_or_two(tmp_path):
     model = hf_tiny.build("dinov2", use_swiglu_ffn=True)
     model.save_pretrained(tmp_path)
     in_file = load_file(tmp_path / "model.safetensors")

@@ -27,7 +27,7 @@ def written(tmp_path, tensors, **config):
 
 
 @pytest.mark.parametrize(
-    ("case", "family", "told"),
+    ("case", "family", "fields"),
     [
         ("vit", "vit", {"eps": 1e-12}),
         ("deit", "vit", {"eps": 1e-12}),
@@ -37,13 +37,13 @@ def written(tmp_path, tensors, **config):
         ("siglip", "clip", {}),
     ],
 )
-def test_as_loaded_from_transformers(case, family, told, tmp_path):
+def test_as_loaded_from_transformers(case, family, fields, tmp_path):
     model = hf_tiny.build(case)
     (tmp_path / "hf").mkdir()
     model.save_pretrained(tmp_path / "hf")
     config, params = load_vit(tmp_path / "hf")
     path = written(tmp_path, timm_tensors(model, family)) / "model.safetensors"
-    inferred, same = load_vit(path, fields={**HEADS, **told})
+    inferred, same = load_vit(path, fields={**HEADS, **fields})
     assert dataclasses.replace(inferred, antialias=config.antialias) == config
     assert_same(same, params)
 

@@ -23,7 +23,7 @@ KEPT = (0, 2, 5, 6, 11, 14)  # of 16 patches
 
 @dataclasses.dataclass(frozen=True)
 class Keep(Reducer):
-    """Keeps the patches that it is told to, or masks the others."""
+    """Keeps the given patches, or masks the others."""
 
     kept: tuple[int, ...] = KEPT
     mask: bool = False
@@ -107,7 +107,7 @@ def test_signals_are_those_of_transformers(llava):
     np.testing.assert_allclose(logits(model, plan), logits(model), atol=1e-5)
     for row, (one, (before, after, _)) in enumerate(zip(language.prompts(), language.PROMPTS, strict=True)):
         out = theirs(reference, one)
-        seen = {name: np.asarray(value[row]) for name, value in watched.items()}
+        values = {name: np.asarray(value[row]) for name, value in watched.items()}
         image, text = slice(before, before + 16), slice(before + 16, before + 16 + after)
         attention, following = out.attentions[1][0], out.attentions[2][0]
         hidden = out.hidden_states[2][0]
@@ -120,15 +120,15 @@ def test_signals_are_those_of_transformers(llava):
             "normed": normed[image],
         }
         for name, value in expected.items():
-            np.testing.assert_allclose(seen[name], value.detach().numpy(), atol=1e-4, err_msg=name)
-        assert seen["text_valid"].sum() == after and seen["text_valid"][:after].all()
-        np.testing.assert_allclose(seen["text_attention"][:, :after], attention[:, text, image], atol=1e-5)
-        np.testing.assert_allclose(seen["text_features"][:after], hidden[text], atol=1e-4)
-        np.testing.assert_allclose(seen["text_normed"][:after], normed.detach()[text], atol=1e-4)
-        np.testing.assert_array_equal(seen["rotary_position"][:, 0], np.arange(before, before + 16))
-        np.testing.assert_array_equal(seen["text_position"][:after, 0], np.arange(before + 16, len(one.ids)))
+            np.testing.assert_allclose(values[name], value.detach().numpy(), atol=1e-4, err_msg=name)
+        assert values["text_valid"].sum() == after and values["text_valid"][:after].all()
+        np.testing.assert_allclose(values["text_attention"][:, :after], attention[:, text, image], atol=1e-5)
+        np.testing.assert_allclose(values["text_features"][:after], hidden[text], atol=1e-4)
+        np.testing.assert_allclose(values["text_normed"][:after], normed.detach()[text], atol=1e-4)
+        np.testing.assert_array_equal(values["rotary_position"][:, 0], np.arange(before, before + 16))
+        np.testing.assert_array_equal(values["text_position"][:after, 0], np.arange(before + 16, len(one.ids)))
         grid = np.stack(np.meshgrid(range(4), range(4), indexing="ij"), -1).reshape(16, 2)
-        np.testing.assert_array_equal(seen["position"], grid)
+        np.testing.assert_array_equal(values["position"], grid)
 
 
 def test_a_reducer_between_layers_drops_what_transformers_drops(llava):
@@ -160,12 +160,12 @@ def test_a_row_does_not_depend_on_its_batch(llava):
 @pytest.mark.parametrize("method", ["uniform-grid", "downsample-image"])
 def test_methods_of_the_tower_stand_in_the_model(llava, method):
     _, model = llava
-    reading = reduce(model, method, tokens=4).read(language.inputs(language.prompts()), max_new_tokens=1)
-    assert np.isfinite(reading.logits).all()
-    slots = np.asarray(reading.sequence.slots)
+    output = reduce(model, method, tokens=4).read(language.inputs(language.prompts()), max_new_tokens=1)
+    assert np.isfinite(output.logits).all()
+    slots = np.asarray(output.sequence.slots)
     for row, (before, _, _) in enumerate(language.PROMPTS):
         np.testing.assert_array_equal(slots[row], before + np.arange(4))
-        where = np.asarray(reading.sequence.position)[row, slots[row], 0] - before
+        where = np.asarray(output.sequence.position)[row, slots[row], 0] - before
         assert (np.diff(where) > 0).all() and where.min() >= 0 and where.max() < 16
         if method == "downsample-image":  # the middles of the quarters, of two patches at equal distance the even one
             np.testing.assert_array_equal(where, [0, 2, 8, 10])

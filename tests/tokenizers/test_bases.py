@@ -52,9 +52,9 @@ def test_diffusers_autoencoder(images, tmp_path, old):
     (tmp_path / "config.json").write_text(json.dumps({"scaling_factor": 0.5, "shift_factor": 0.25}))
     base = open_base(tmp_path)
     assert isinstance(base, AutoencoderKL) and base.stride == 2 and base.channels == 4
-    found = run(base, "posterior", last(images))
-    np.testing.assert_allclose(found[0], last(mean), **CLOSE)
-    np.testing.assert_allclose(found[1], last(variance), **CLOSE)
+    result = run(base, "posterior", last(images))
+    np.testing.assert_allclose(result[0], last(mean), **CLOSE)
+    np.testing.assert_allclose(result[1], last(variance), **CLOSE)
     np.testing.assert_allclose(run(base, "encode", last(images)), (last(mean) - 0.25) * 0.5, **CLOSE)
     np.testing.assert_allclose(run(base, "decode", (last(z) - 0.25) * 0.5), (last(decoded) + 1) / 2, **CLOSE)
     one, two = (run(base, "encode", last(images), jax.random.key(i)) for i in (0, 1))

@@ -205,7 +205,7 @@ def test_a_file_gives_the_same_tokenizer(name, tmp_path):
     loaded = load_tokenizer(path)
     assert type(loaded) is type(net) and loaded.config == net.config and fingerprint(loaded) == fingerprint(net)
     if net.base_slot is None:
-        with pytest.raises(UserError, match="stands on no base tokenizer"):
+        with pytest.raises(UserError, match="uses no base tokenizer"):
             load_tokenizer(path, base=Means(4))
 
 
@@ -236,7 +236,7 @@ def test_bad_input_gets_one_sentence(name):
 
 
 def test_what_is_not_in_the_catalogue_is_refused():
-    with pytest.raises(UserError, match="no tokenizer of the catalogue"):
+    with pytest.raises(UserError, match="is not in the catalogue"):
         registry.entry_of(Means(4))
     with pytest.raises(UserError, match="config of no tokenizer"):
         registry.with_config(3)

@@ -59,9 +59,9 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
 def test_pictures_of_any_size_survive_their_file(codec, size):
     picture = noise(*size)
     container = codec.encode(picture, tokens=3)
-    again = codec.decode(unpack(pack(container), "x"))
-    assert again.shape == picture.shape and again.dtype == np.uint8
-    np.testing.assert_array_equal(again, codec.decode(container))
+    reconstruction = codec.decode(unpack(pack(container), "x"))
+    assert reconstruction.shape == picture.shape and reconstruction.dtype == np.uint8
+    np.testing.assert_array_equal(reconstruction, codec.decode(container))
 
 
 def test_a_tile_alone_is_what_the_tokenizer_says(codec):
@@ -74,13 +74,13 @@ def test_a_tile_alone_is_what_the_tokenizer_says(codec):
 
 def test_quality_takes_the_fewest_tokens_of_each_tile(codec):
     picture = noise(40, 30)
-    found = codec.analyse(picture)
-    target = float(-10 * np.log10(np.median(found.errors.min(1))))  # half of the tiles reach it
-    counts, missed = found.at_quality(target), found.missed(target)
+    analysis = codec.analyse(picture)
+    target = float(-10 * np.log10(np.median(analysis.errors.min(1))))  # half of the tiles reach it
+    counts, missed = analysis.at_quality(target), analysis.missed(target)
     assert 0 < missed.sum() < len(missed) and (counts[missed] == 4).all()
-    for error, count in zip(found.errors[~missed], counts[~missed], strict=True):
-        below = [e for e, length in zip(error, found.lengths, strict=True) if length < count]
-        assert error[found.lengths.index(count)] <= 10 ** (-target / 10) and all(
+    for error, count in zip(analysis.errors[~missed], counts[~missed], strict=True):
+        below = [e for e, length in zip(error, analysis.lengths, strict=True) if length < count]
+        assert error[analysis.lengths.index(count)] <= 10 ** (-target / 10) and all(
             e > 10 ** (-target / 10) for e in below
         )
 
@@ -88,8 +88,8 @@ def test_quality_takes_the_fewest_tokens_of_each_tile(codec):
 def test_a_quality_that_tiles_reach_is_that_of_the_picture(codec):
     picture = noise(40, 30)
     target = float(-10 * np.log10(codec.analyse(picture).errors.min(1).max()))  # all tiles reach it
-    again = codec.decode(codec.encode(picture, quality=target))
-    assert psnr(picture[None] / 255, again[None] / 255)[0] >= target - 0.01
+    reconstruction = codec.decode(codec.encode(picture, quality=target))
+    assert psnr(picture[None] / 255, reconstruction[None] / 255)[0] >= target - 0.01
 
 
 class Counting(TiTok):

@@ -32,10 +32,10 @@ def containers(draw) -> Container:
 @settings(max_examples=60, deadline=None)
 @given(containers())
 def test_what_is_packed_comes_back(c):
-    again = unpack(pack(c), "x")
-    assert (again.tiling, again.fingerprint, again.bits) == (c.tiling, c.fingerprint, c.bits)
-    np.testing.assert_array_equal(again.counts, c.counts)
-    np.testing.assert_array_equal(again.ids, c.ids)
+    unpacked = unpack(pack(c), "x")
+    assert (unpacked.tiling, unpacked.fingerprint, unpacked.bits) == (c.tiling, c.fingerprint, c.bits)
+    np.testing.assert_array_equal(unpacked.counts, c.counts)
+    np.testing.assert_array_equal(unpacked.ids, c.ids)
 
 
 def small() -> Container:
@@ -73,7 +73,7 @@ BAD = {
     "another version": (MAGIC + b"\x07" + pack(small())[5:], "version 7, and this jtok reads version 1"),
     "half": (pack(small())[:40], "truncated: it has 40 of its"),
     "half a header": (pack(small())[:12], "truncated: it ends within its header"),
-    "bytes behind": (pack(small()) + b"\0", "corrupt"),
+    "trailing bytes": (pack(small()) + b"\0", "corrupt"),
 }
 
 

@@ -42,11 +42,11 @@ def latents(width: int, seed: int = 0, shape=(2, 7)) -> jax.Array:
 def test_indices_decode_to_the_values(name):
     make, width = CASES[name]
     quantizer = make()
-    found = quantizer(latents(width))
-    np.testing.assert_allclose(quantizer.decode(found.indices), found.values, atol=1e-6)
-    assert found.indices.dtype == jnp.int32 and not found.losses
+    output = quantizer(latents(width))
+    np.testing.assert_allclose(quantizer.decode(output.indices), output.values, atol=1e-6)
+    assert output.indices.dtype == jnp.int32 and not output.losses
     if hasattr(quantizer, "size"):
-        assert 0 <= int(found.indices.min()) and int(found.indices.max()) < quantizer.size
+        assert 0 <= int(output.indices.min()) and int(output.indices.max()) < quantizer.size
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -55,8 +55,8 @@ def test_gradients_pass_and_losses_are_finite(name):
     quantizer = make()
 
     def objective(z):
-        found = quantizer(z, train=True)
-        return (found.values**2).sum() + found.losses.get("total", 0.0)
+        output = quantizer(z, train=True)
+        return (output.values**2).sum() + output.losses.get("total", 0.0)
 
     grad = jax.jit(jax.grad(objective))(latents(width))
     assert np.isfinite(grad).all() and np.abs(grad).max() > 0
@@ -111,19 +111,19 @@ def test_multi_scale_rebuilds_from_the_first_scales():
     vq = MultiScaleVQ(32, 4, (1, 2, 4), convolutions=2, rngs=nnx.Rngs(0))
     vq.codebook[...] = jax.random.normal(jax.random.key(1), (32, 4))
     z = jax.random.normal(jax.random.key(2), (2, 4, 4, 4))
-    found, sums = vq(z), vq.encode(z)[1]
+    output, sums = vq(z), vq.encode(z)[1]
     for count, total in zip((1, 5, 21), sums, strict=True):
-        np.testing.assert_allclose(vq.decode(found.indices[:, :count]), total, atol=1e-5)
+        np.testing.assert_allclose(vq.decode(output.indices[:, :count]), total, atol=1e-5)
     with pytest.raises(UserError, match="takes maps of 4 a side"):
         vq(z[:, :3, :3])
 
 
 def test_gaussian_mean_sample_and_kl():
     bottleneck, z = Gaussian(weight=2.0), jnp.concatenate([jnp.ones((3, 2)), jnp.zeros((3, 2))], -1)
-    found = bottleneck(z, train=True)
-    np.testing.assert_allclose(found.values, 1.0)
-    np.testing.assert_allclose(found.losses["kl"], 1.0)  # 0.5 * mean^2, two channels
-    np.testing.assert_allclose(found.losses["total"], 2.0)
+    output = bottleneck(z, train=True)
+    np.testing.assert_allclose(output.values, 1.0)
+    np.testing.assert_allclose(output.losses["kl"], 1.0)  # 0.5 * mean^2, two channels
+    np.testing.assert_allclose(output.losses["total"], 2.0)
     assert (np.asarray(bottleneck(z, key=jax.random.key(0)).values) != 1).all()
 
 

@@ -1,4 +1,4 @@
-"""Released FlexTok, ALIT and KARL: their config is read from their tensors, and images become pixels again."""
+"""Released FlexTok, ALIT and KARL: their config is read from their tensors, and images are reconstructed."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def test_alit_stands_on_the_base_in_its_own_checkpoint(vqgan, tmp_path):
     inside = {f"base_tokenizer.vqgan.{k}": v for k, v in vqgan.items()}
     path = tmp_path / "alit.safetensors"
     save_file(released(net) | inside | {"gan_losses.0.logvar": np.zeros(1, np.float32)}, path)
-    again = load_tokenizer(path)
-    assert again.config == config and fingerprint(again) == fingerprint(net)
-    code = again.encode(images())
-    targets = again.base.ids(images()).reshape(2, -1)
-    np.testing.assert_array_equal(code.ids, net.rollout(images(), again.base.encode(images()), targets)[-1].ids)
-    grid = guessed_code(again.decoder(code.latents, code.count), net.base_codebook[...])
-    np.testing.assert_allclose(again.decode(code), np.clip(as_image(again.base, grid), 0, 1), atol=1e-6)
-    assert again.decode(code, 3).shape == images().shape
-    save_tokenizer(tmp_path / "ours.safetensors", again)  # without the base
+    reloaded = load_tokenizer(path)
+    assert reloaded.config == config and fingerprint(reloaded) == fingerprint(net)
+    code = reloaded.encode(images())
+    targets = reloaded.base.ids(images()).reshape(2, -1)
+    np.testing.assert_array_equal(code.ids, net.rollout(images(), reloaded.base.encode(images()), targets)[-1].ids)
+    grid = guessed_code(reloaded.decoder(code.latents, code.count), net.base_codebook[...])
+    np.testing.assert_allclose(reloaded.decode(code), np.clip(as_image(reloaded.base, grid), 0, 1), atol=1e-6)
+    assert reloaded.decode(code, 3).shape == images().shape
+    save_tokenizer(tmp_path / "ours.safetensors", reloaded)  # without the base
     assert fingerprint(load_tokenizer(tmp_path / "ours.safetensors")) == fingerprint(net)
 
 
@@ -84,9 +84,9 @@ def test_karl_takes_a_base_from_its_own_file(vqgan, tmp_path):
     path, base = tmp_path / "karl.safetensors", tmp_path / "vqgan.safetensors"
     save_file(released(net), path)
     save_file(vqgan, base)
-    again = load_tokenizer(path, base=base)
-    assert again.config == config and fingerprint(again) == fingerprint(net)
-    assert again.decode(again.encode(images())).shape == images().shape
+    reloaded = load_tokenizer(path, base=base)
+    assert reloaded.config == config and fingerprint(reloaded) == fingerprint(net)
+    assert reloaded.decode(reloaded.encode(images())).shape == images().shape
     alone = load_tokenizer(path)
     with pytest.raises(UserError, match="KARL codes the grid of a base tokenizer"):
         alone.encode(images())
@@ -112,8 +112,8 @@ def test_flextok_takes_its_vae_from_its_own_checkpoint(tmp_path):
     code = net.encode(images(), 3)
     assert code.ids.shape == (2, 6)
     np.testing.assert_array_equal(code.ids, net.code(net.vae.encode(images())).ids)
-    again = net.decode(code)
-    assert again.shape == images().shape and np.asarray(again).std() > 0
+    reconstruction = net.decode(code)
+    assert reconstruction.shape == images().shape and np.asarray(reconstruction).std() > 0
 
 
 def test_flextok_without_a_scale_wants_its_vae(tmp_path):
@@ -133,10 +133,10 @@ def test_bases_that_do_not_fit_are_refused(vqgan, tmp_path):
     other.decoder(other.encoder(torch.zeros((1, 3, 8, 8)), 8))
     other.tensor("quantize.embedding.weight", (20, 8))
     other.save(base)
-    with pytest.raises(UserError, match="one code for 4 pixels a side; the tokenizer wants 2"):
+    with pytest.raises(UserError, match="one code for 4 pixels a side; the tokenizer needs 2"):
         load_tokenizer(path, base=base)
     save_file(vqgan | {"quantize.embedding.weight": np.zeros((20, 9), np.float32)}, base)
-    with pytest.raises(UserError, match="codes of 9 channels; the tokenizer stands on 8"):
+    with pytest.raises(UserError, match="codes of 9 channels; the tokenizer needs 8"):
         load_tokenizer(path, base=base)
     save_file({k: v for k, v in released(net).items() if k != "patch_embed.weight"}, path)
     with pytest.raises(UserError, match="lacks patch_embed.weight: it is no whole checkpoint of karl"):

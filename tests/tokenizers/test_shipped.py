@@ -33,8 +33,8 @@ def test_a_picture_and_back_by_the_two_commands(tmp_path, capsys):
     assert cli.main(["tokenize", photo, "--quality=24dB", "-o", file]) == 0
     assert cli.main(["detokenize", file, "-o", out]) == 0
     assert "PSNR" in capsys.readouterr().out
-    again = np.asarray(Image.open(out))
-    assert psnr(photograph("flower", 64)[None] / 255, again[None] / 255)[0] > 20
+    reconstruction = np.asarray(Image.open(out))
+    assert psnr(photograph("flower", 64)[None] / 255, reconstruction[None] / 255)[0] > 20
 
 
 def test_a_flat_grey_picture_takes_one_token_a_tile(codec):
@@ -46,9 +46,9 @@ def test_a_flat_grey_picture_takes_one_token_a_tile(codec):
 def test_more_tokens_are_never_worse_on_held_out_photographs(codec):
     """Mean PSNR of all tiles, at every length. The pooled error of all photographs, which the worst tiles make, may
     stand still: it is held to a hundredth of a decibel."""
-    found = [codec.analyse(photograph(name, 192)) for name in HELD_OUT]
-    weights = np.concatenate([f.tiling.weights().sum((1, 2)) for f in found])
-    errors = np.concatenate([f.errors for f in found])
+    analyses = [codec.analyse(photograph(name, 192)) for name in HELD_OUT]
+    weights = np.concatenate([f.tiling.weights().sum((1, 2)) for f in analyses])
+    errors = np.concatenate([f.errors for f in analyses])
     assert (np.diff(-10 * np.log10(np.maximum(errors, 1e-10)).mean(0)) >= 0).all()
     pooled = -10 * np.log10((errors * weights[:, None]).sum(0) / weights.sum())
     assert (np.diff(pooled) >= -0.01).all()

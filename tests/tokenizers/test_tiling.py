@@ -24,8 +24,8 @@ def test_tiles_that_agree_give_the_image_back(size, overlap):
 def test_any_overlap_gives_eight_bit_images_back():
     image = np.random.default_rng(1).integers(0, 256, (57, 83, 3), np.uint8)
     tiling = Tiling(57, 83, 16, 5)
-    again = tiling.join(tiling.cut(image.astype(np.float32) / 255))
-    np.testing.assert_array_equal(np.round(again * 255), image)
+    joined = tiling.join(tiling.cut(image.astype(np.float32) / 255))
+    np.testing.assert_array_equal(np.round(joined * 255), image)
 
 
 @pytest.mark.parametrize("overlap", [2, 4, 8])

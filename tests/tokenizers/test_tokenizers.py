@@ -80,8 +80,8 @@ def test_what_is_behind_the_count_does_not_matter(name):
     net = MAKE[name]()
     code = net.encode(images(), tokens=3)
     garbage = code.ids.at[:, 3:].set(1)
-    again = net.from_ids(garbage, code.count)
-    np.testing.assert_allclose(net.decode(again), net.decode(code), atol=1e-5)
+    from_garbage = net.from_ids(garbage, code.count)
+    np.testing.assert_allclose(net.decode(from_garbage), net.decode(code), atol=1e-5)
     assert np.abs(net.decode(code) - net.decode(net.encode(images()))).max() > 1e-4, "more tokens change the image"
 
 
@@ -90,7 +90,7 @@ def test_quality_takes_the_fewest_tokens_that_reach_it(name):
     net, x = MAKE[name](), images()
     assert (np.asarray(net.encode(x, quality=1.0).count) == net.lengths[0]).all()
     assert set(np.asarray(net.encode(x, quality=90.0).count)) <= set(net.lengths)
-    with pytest.raises(UserError, match="tokens are asked for"):
+    with pytest.raises(UserError, match="tokens are requested"):
         net.encode(x, tokens=99)
 
 

@@ -1,7 +1,7 @@
 """Cross-attention layers between the layers of a decoder (Llama-3.2-Vision, arXiv:2407.21783), and their cache.
 
-A layer adds what the text finds in the visual tokens, through gates. Its keys and values depend on the visual tokens
-alone, so that they are computed once and never grow.
+A layer adds the output of attention from text to visual tokens through tanh gates. Its keys and values depend on the
+visual tokens alone, so they are computed once and never grow.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class CrossCache:
 
     k: Float[Array, "B N Hk Dh"]  # normalised
     v: Float[Array, "B N Hk Dh"]
-    valid: Bool[Array, "B N"]  # what text behind the prompt may look at
-    open: Bool[Array, " B"]  # whether such text looks at an image at all
+    valid: Bool[Array, "B N"]  # what text after the prompt may attend to
+    open: Bool[Array, " B"]  # whether such text attends to any image
     bias: Float[Array, "B N"] | None = None  # log of the size of each token, where attention is proportional
 
     @property
@@ -52,7 +52,7 @@ class CrossLayer(nnx.Module):
         self.gate1, self.gate2 = nnx.Param(jnp.zeros((), storage)), nnx.Param(jnp.zeros((), storage))
 
     def queries(self, x: Float[Array, "B M D"]) -> Float[Array, "B M H Dh"]:
-        """Of the text; they are not rotated, since visual tokens have no positions here."""
+        """Queries of the text, without RoPE, since visual tokens have no positions here."""
         return self.q_norm(self.q(self.norm1(x)))
 
     def states(self, visual: Float[Array, "B N D"]) -> tuple[Float[Array, "B N Hk Dh"], Float[Array, "B N Hk Dh"]]:
@@ -63,13 +63,13 @@ class CrossLayer(nnx.Module):
     def finish(
         self, x: Float[Array, "B M D"], y: Float[Array, "B M H Dh"], open: Bool[Array, "B M"]
     ) -> Float[Array, "B M D"]:
-        """The rest of the layer, given the attention's output `y`; text that looks at no image skips the MLP."""
+        """The rest of the layer, given the attention's output `y`; text that attends to no image skips the MLP."""
         x = x + self.out(y) * jnp.tanh(self.gate1[...]).astype(x.dtype)
         z = gated_mlp(self.norm2(x), self.up, self.down, self.config.act)
         return x + jnp.where(open[..., None], z, 0) * jnp.tanh(self.gate2[...]).astype(x.dtype)
 
     def read(self, x: Float[Array, "B T D"], cache: CrossCache) -> Float[Array, "B T D"]:
-        """The layer for text behind the prompt."""
+        """Applies the layer to text after the prompt."""
         y = kernels.attention_scores(self.queries(x), cache.k, cache.v, valid=cache.valid, bias=cache.bias).out
         return self.finish(x, y, jnp.broadcast_to(cache.open[:, None], x.shape[:2]))
 
@@ -81,12 +81,12 @@ class CrossStack(nnx.Module):
         self.blocks = stack_layers(lambda rngs: CrossLayer(c, rngs), len(c.cross), rngs)
 
     def layer(self, i: int) -> CrossLayer:
-        """Layer i alone."""
+        """Layer i on its own."""
         return Stacked(self.blocks).layer(i)
 
 
 class CrossDecoder(Decoder):
-    """A decoder with cross-attention layers at `config.cross`; without an image they are passed over."""
+    """A decoder with cross-attention layers at `config.cross`; without an image they are skipped."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         super().__init__(config, rngs)

@@ -1,8 +1,8 @@
-"""Reads a prompt by a decoder with cross-attention layers; visual tokens are reduced on their way to each of them.
+"""Prefill for decoders with cross-attention layers; visual tokens may be reduced before each of these.
 
-The text runs through the layers between two cross-attention layers under one `lax.scan`. The visual tokens do not
-change in depth: before each cross-attention layer stands the site `cross.K` (K counts these layers from 0), and what
-is left there is what this layer and all later ones read.
+The text runs through the layers between two cross-attention layers under one `lax.scan`. Layers do not change
+the visual tokens: the site `cross.K` is placed before each cross-attention layer (K counts these layers from
+0), and the tokens kept there are what this layer and all later ones read.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from jtok.tokens import Tokens
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What the text of a prompt may look at: V tiles, whose tokens are reduced, and F tokens of tiles that fill images.
+    """What the text may attend to: V tiles, whose tokens may be reduced, and F tokens of tiles that pad images.
 
-    In transformers, whose logits are ours, an id that may look at no tile (it stands before the first image) looks at
-    all of them and at what fills up images; in the original code it looks at nothing. Later ids never see the latter.
+    In transformers, whose logits we match, an id with no visible tile (one placed before the first image) attends to
+    all tiles, padding included; in the original code it attends to nothing. Later ids never attend to padding tiles.
     """
 
-    seen: Bool[Array, "B M V"]  # tiles that each of M ids may look at
-    last: Bool[Array, "B V"]  # tiles that what follows may look at: those of the last id
+    visible: Bool[Array, "B M V"]  # tiles that each of M ids may attend to
+    last: Bool[Array, "B V"]  # tiles that later text may attend to: those of the last id
     filling: Float[Array, "B F D"] | None = None  # projected
     filling_valid: Bool[Array, "B F"] | None = None
 
     @property
     def open(self) -> Bool[Array, "B M"]:
-        """Whether an id may look at any."""
-        return self.seen.any(-1)
+        """Whether an id may attend to any tile."""
+        return self.visible.any(-1)
 
 
 def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_new_tokens: int) -> tuple[Text, tuple]:
-    """(the text behind the last layer, the caches in the order of the layers). Changes `run`.
+    """(the text after the last layer, the caches in the order of the layers). Updates `run` in place.
 
     `run.tokens` are the visual tokens of each row, None without an image.
     """
@@ -59,7 +59,7 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_n
     wants = wanted(run.plan, len(decoder.config.cross), "cross")
     for k, depth in enumerate(decoder.config.cross):
         if depth > at:
-            text, cache = _own_layers(decoder, stack, text, at, depth, max_new_tokens)
+            text, cache = _self_attention(decoder, stack, text, at, depth, max_new_tokens)
             caches.append(cache)
             at = depth
         if run.tokens is not None:
@@ -71,20 +71,20 @@ def cross_prefill(decoder: CrossDecoder, text: Text, view: View, run: Run, max_n
                 text, cache, run.signals = _cross(layer, text, view, run.tokens, wants[k])
             caches.append(cache)
     if at < decoder.config.depth:
-        text, cache = _own_layers(decoder, stack, text, at, decoder.config.depth, max_new_tokens)
+        text, cache = _self_attention(decoder, stack, text, at, decoder.config.depth, max_new_tokens)
         caches.append(cache)
     return text, tuple(caches)
 
 
-def _own_layers(decoder: CrossDecoder, stack: Stacked, text: Text, start: int, stop: int, max_new_tokens: int):
+def _self_attention(decoder: CrossDecoder, stack: Stacked, text: Text, start: int, stop: int, max_new_tokens: int):
     """(the text after self-attention layers [start, stop), their cache)."""
     rope = decoder.rope(text.position)
 
-    def whole(layer: Layer, x: Array):
+    def body(layer: Layer, x: Array):
         q, k, v = layer.project(x, rope)
         return layer.finish(x, kernels.attention_scores(q, k, v, valid=text.valid, causal=True).out), (k, v)
 
-    x, (k, v) = stack.scan(whole, text.x, start, stop)
+    x, (k, v) = stack.scan(body, text.x, start, stop)
     return dataclasses.replace(text, x=x), new_cache(k, v, text.position, text.valid, max_new_tokens)
 
 
@@ -94,8 +94,8 @@ def _cross(layer: CrossLayer, text: Text, view: View, tokens: Tokens, wants: Col
     bias = jnp.log(jnp.maximum(tokens.size, 1e-6)) if tokens.proportional else None
     segment = jnp.clip(tokens.segment, 0, view.last.shape[1] - 1)
     tiles = segment[..., None] == jnp.arange(view.last.shape[1])
-    left = (tiles & tokens.mask()[..., None]).any(1)
-    sees = (view.seen & left[:, None]).any(-1)  # something is left of what an id may look at
+    tiles_left = (tiles & tokens.mask()[..., None]).any(1)
+    sees = (view.visible & tiles_left[:, None]).any(-1)  # some visible tile still has tokens
     everything = _with_filling(layer, view, (k, v, tokens.mask(), bias, tiles))
     index = _rows(text, wants)
     result = _attend(q, view, *everything, rows=index, return_probabilities=index is not None)
@@ -114,29 +114,29 @@ def _cross(layer: CrossLayer, text: Text, view: View, tokens: Tokens, wants: Col
     return text, cache, {name: signals[name] for name in wants if name in signals}
 
 
-def _attend(q: Array, view: View, k: Array, v: Array, valid: Array, bias: Array | None, tiles: Array, **how: Any):
-    """A tile is hidden from ids that look at others, and what fills images up from all that look at any."""
-    hidden = jnp.concatenate([view.open[..., None] & ~view.seen, view.open[..., None]], -1)
-    return tagged_attention(q, k, v, hidden, tiles, valid=valid, bias=bias, **how)
+def _attend(q: Array, view: View, k: Array, v: Array, valid: Array, bias: Array | None, tiles: Array, **options: Any):
+    """Masked attention: a tile is hidden from ids that see only others, padding tiles from ids that see any tile."""
+    hidden = jnp.concatenate([view.open[..., None] & ~view.visible, view.open[..., None]], -1)
+    return tagged_attention(q, k, v, hidden, tiles, valid=valid, bias=bias, **options)
 
 
-def _with_filling(layer: CrossLayer, view: View, own: tuple) -> tuple:
-    """(keys, values, validity, bias, tags) of the visual tokens and of those that fill up images behind them."""
-    k, v, valid, bias, tiles = own
+def _with_filling(layer: CrossLayer, view: View, visual: tuple) -> tuple:
+    """(keys, values, validity, bias, tags) of the visual tokens followed by those of padding tiles."""
+    k, v, valid, bias, tiles = visual
     tags = jnp.pad(tiles, [(0, 0), (0, 0), (0, 1)])
     if view.filling is None:
         return k, v, valid, bias, tags
-    more_k, more_v = layer.states(view.filling)
-    extra = more_k.shape[1]
+    filling_k, filling_v = layer.states(view.filling)
+    extra = filling_k.shape[1]
     bias = None if bias is None else jnp.pad(bias, [(0, 0), (0, extra)])
-    of_more = jnp.broadcast_to(jnp.arange(tags.shape[2]) == tags.shape[2] - 1, (k.shape[0], extra, tags.shape[2]))
-    pairs = ((k, more_k), (v, more_v), (valid, view.filling_valid), (tags, of_more))
+    filling_tags = jnp.broadcast_to(jnp.arange(tags.shape[2]) == tags.shape[2] - 1, (k.shape[0], extra, tags.shape[2]))
+    pairs = ((k, filling_k), (v, filling_v), (valid, view.filling_valid), (tags, filling_tags))
     k, v, valid, tags = (jnp.concatenate(pair, 1) for pair in pairs)
     return k, v, valid, bias, tags
 
 
 def _rows(text: Text, wants: Collection[str]) -> Array | None:
-    """The last id, then the question's: rows of attention that a reducer wants to see."""
+    """The last id, then the question's: the rows of attention that a reducer reads."""
     if not {"last_token_attention", "text_attention"}.intersection(wants):
         return None
     last = jnp.maximum(text.valid.sum(1, keepdims=True, dtype=jnp.int32) - 1, 0)
@@ -146,25 +146,26 @@ def _rows(text: Text, wants: Collection[str]) -> Array | None:
 def _at_site(
     decoder: CrossDecoder, layer: CrossLayer, text: Text, view: View, run: Run, reducer: Reducer | None
 ) -> dict[str, Array]:
-    """The signals that need no attention of the layer before."""
-    wants, few = set(reducer.reads if reducer is not None else ()), {}
+    """The signals at a site that do not come from the previous layer's attention."""
+    wants, signals = set(reducer.reads if reducer is not None else ()), {}
     if "text_valid" in wants:
-        few["text_valid"] = text.question_valid
+        signals["text_valid"] = text.question_valid
     arrays = {"text_features": text.x, "text_position": text.position}
     if "text_normed" in wants:
         arrays["text_normed"] = decoder.norm(text.x)
-    few |= {name: kernels.gather(array, text.question) for name, array in arrays.items() if name in wants}
+    signals |= {name: kernels.gather(array, text.question) for name, array in arrays.items() if name in wants}
     if "next_last_token_attention" in wants:
-        _, _, ahead = _cross(layer, text, view, run.tokens, {"last_token_attention"})
-        few["next_last_token_attention"] = ahead["last_token_attention"]
-    return few
+        _, _, next_signals = _cross(layer, text, view, run.tokens, {"last_token_attention"})
+        signals["next_last_token_attention"] = next_signals["last_token_attention"]
+    return signals
 
 
 def fit(plan: Plan, layers: Sequence[int]) -> Plan:
-    """A plan made for visual tokens inside the decoder, for cross-attention layers of the numbers `layers`.
+    """Moves a plan made for visual tokens inside the decoder to a decoder with cross-attention at `layers`.
 
-    `llm.input` becomes `cross.0`. A reducer before layer K sees what attention did in layer K - 1: here in the first
-    cross-attention layer from there on, so that it stands before the next one. Raises UserError where there is none.
+    `llm.input` becomes `cross.0`. A reducer before layer K reads the attention of layer K - 1: here that of the
+    first cross-attention layer at or after K - 1, so it is placed before the next one. Raises UserError if there is
+    none.
     """
     sites: dict[Site, Reducer] = {}
     for site, reducer in plan.sites.items():

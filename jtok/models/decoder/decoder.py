@@ -1,7 +1,7 @@
 """Decoders: Llama, Vicuna, Mistral, Qwen2, Qwen2.5 and Gemma are settings of this one module.
 
 Used functionally, like the towers: `graphdef, params = nnx.split(decoder)` once, then `nnx.merge` inside `jit`. A layer
-comes in parts (project, attend, finish), so that what runs the stack decides what is cached and what is looked at.
+comes in parts (project, attend, finish), so that the caller decides what is cached and which signals are taken.
 Positions are numbers that travel with the tokens; they may have gaps after a reduction. Causality is by slot: a token
 sees the valid slots up to its own. Sources: Llama arXiv:2302.13971, Mistral arXiv:2310.06825, Qwen2 arXiv:2407.10671,
 Gemma arXiv:2403.08295, rotary positions arXiv:2104.09864, multimodal ones arXiv:2409.12191.
@@ -50,7 +50,7 @@ class DecoderConfig:
     window: int = 0  # sliding attention window; 0 = none. Sequences longer than it are refused
     context: int = 0  # positions that the model was made for; 0 = not known
     bidirectional: bool = False  # the tokens of a prompt see each other (PaliGemma)
-    extra_ids: int = 0  # ids that are read and never written: rows of the embedding behind the vocabulary
+    extra_ids: int = 0  # ids that are read and never written: rows of the embedding after the vocabulary
     cross: tuple[int, ...] = ()  # cross-attention layers, each by the number of layers before it (`cross.CrossDecoder`)
     remat: bool = False
     dtype: Dtype = "float32"
@@ -110,7 +110,7 @@ class Layer(nnx.Module):
         return self.feed_forward(self.attended(x, y))
 
     def feed_forward(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        """The MLP half."""
+        """The MLP sub-layer."""
         return x + gated_mlp(self.norm2(x), self.up, self.down, self.config.act)
 
 
@@ -129,7 +129,7 @@ class Decoder(nnx.Module):
 
     @property
     def layers(self) -> Stacked:
-        """The layers, to be run."""
+        """The stacked layers."""
         return Stacked(self.blocks, remat=self.config.remat, scope="llm.layers")
 
     def embed(self, ids: Int[Array, "B N"]) -> Float[Array, "B N D"]:
@@ -155,7 +155,8 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B N V"]:
         """Logits at every slot of a text, without a cache. Positions [B,N] (or [3,B,N]) count valid slots if None."""
         valid = jnp.ones(ids.shape, bool) if valid is None else valid
-        where = counted(valid, self.config.axes) if position is None else with_axes(position, self.config.axes)
+        axes = self.config.axes
+        where = running_positions(valid, axes) if position is None else with_axes(position, axes)
         rope = self.rope(where)
 
         def body(layer: Layer, x: Array) -> tuple[Array, None]:
@@ -166,14 +167,14 @@ class Decoder(nnx.Module):
         return self.logits(self.layers.scan(body, self.embed(ids), 0, self.config.depth)[0])
 
 
-def counted(valid: Bool[Array, "B N"], axes: int, first: int | Array = 0) -> Int[Array, "B N P"]:
+def running_positions(valid: Bool[Array, "B N"], axes: int, first: int | Array = 0) -> Int[Array, "B N P"]:
     """Consecutive positions of the valid slots, from `first`; the same on all axes."""
     position = jnp.maximum(jnp.cumsum(valid, 1, dtype=jnp.int32) - 1, 0) + first
     return jnp.broadcast_to(position[..., None], (*position.shape, axes))
 
 
 def with_axes(position: Int[Array, " ..."], axes: int) -> Int[Array, "B N P"]:
-    """Positions [B,N] or [P,B,N] as [B,N,P]; text stands at the same number on all axes."""
+    """Positions [B,N] or [P,B,N] as [B,N,P]; text has the same position on all axes."""
     if position.ndim == 2:
         return jnp.broadcast_to(position[..., None], (*position.shape, axes))
     if position.ndim != 3 or position.shape[0] != axes:

@@ -1,7 +1,7 @@
 """Generation: a prompt's state, blocks of tokens decoded in one program, and a stream of blocks.
 
-Rows of a batch finish on their own: after its stop token a row gives -1, and what runs on in its place is invalid to
-the cache. The stop token itself is written, as it is part of the conversation that a second question continues.
+Rows of a batch finish independently: after its stop token a row gives -1, and what is computed in its place is invalid
+in the cache. The stop token itself is written, as it is part of the conversation that a second question continues.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jtok.slots import AttentionRule, CachePolicy, CacheStep
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What a decoder has read, and the logits of what comes next."""
+    """Caches of a token stream, and the logits of its next token."""
 
     caches: Caches
     logits: Float[Array, "B V"]  # float32
@@ -39,7 +39,7 @@ class Stream:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A conversation so far: what was read, and the logits of what comes next."""
+    """State of decoding: caches, and the logits of the next token."""
 
     caches: Caches
     logits: Float[Array, "B V"]  # float32
@@ -49,7 +49,7 @@ class State:
 
 
 def answering(plan: Plan) -> Plan:
-    """What of a plan acts while an answer is written."""
+    """The parts of a plan that act during decoding."""
     return Plan(attention=plan.attention, cache=plan.cache, decoding=plan.decoding)
 
 
@@ -101,13 +101,13 @@ def _next_logits(plan: Plan, state: State) -> Float[Array, "B V"]:
 
 
 def _append(decoder: Decoder, stream: Stream, x: Array, valid: Array, rule: AttentionRule | None) -> Stream:
-    """A stream after one more token a row, embedded."""
+    """A stream after one more embedded token per row."""
     x, caches = append(decoder, stream.caches, x, valid, rule)
     return Stream(caches, decoder.logits(x)[:, 0])
 
 
 def _kept(policy: CachePolicy, state: State, active: Bool[Array, " B"], depth: int) -> State:
-    """The state after a policy has seen its caches; rows that are not active keep the slots that they had."""
+    """The state after the cache policy has been applied; rows that are not active keep their slots."""
 
     def changed(caches: Caches) -> Caches:
         layer, new = 0, []
@@ -131,7 +131,7 @@ def read_text(
     valid: Bool[Array, "B T"],
     plan: Plan = Plan(),  # noqa: B008  (frozen)
 ) -> State:
-    """The conversation with more text: a second question over what was read (and reduced). Padding follows the text."""
+    """Appends text, such as a second question, to what was read (and reduced). Padding follows the text."""
     decoder: Decoder = nnx.merge(graphdef, nnx.State(params))
     embedded = decoder.embed(ids)
 
@@ -157,9 +157,9 @@ def stream(
     block: int = 8,
     plan: Plan = Plan(),  # noqa: B008  (frozen)
 ) -> Iterator[tuple[np.ndarray, State]]:
-    """Yields (ids [B, up to `block`], state so far) until `tokens` are given or all rows are done; -1 = nothing.
+    """Yields (ids [B, up to `block`], state so far) until `tokens` tokens are out or all rows are done; -1 = nothing.
 
-    The state handed in is used up: go on with the one yielded last. Raises UserError where too few slots are free.
+    The given state is consumed: continue with the one yielded last. Raises UserError where too few slots are free.
     """
     free = free_slots(state.caches)
     if tokens > free:

@@ -50,9 +50,9 @@ def decoder_config(
     *,
     dtype: Dtype = "float32",
     storage: Dtype = "float32",
-    **more: Any,
+    **extra: Any,
 ) -> DecoderConfig:
-    """The config that the fields of a config.json (or its text_config) describe; `more` are fields of ours.
+    """The config that the fields of a config.json (or its text_config) describe; `extra` are further ones.
 
     defaults: what is left out of `stated`, where that differs from other models with such a decoder. Raises UserError
     for a model type, an activation or rotary positions that jtok does not have.
@@ -90,7 +90,7 @@ def decoder_config(
             "context": int(fields.get("max_position_embeddings") or 0),
             "dtype": dtype,
             "storage": storage,
-            **more,
+            **extra,
         }
     )
 
@@ -103,7 +103,7 @@ def _window(kind: str, stated: Mapping[str, Any], fields: Mapping[str, Any]) -> 
 
 
 def _rotary(fields: Mapping[str, Any], source: object) -> Rotary:
-    # transformers 5 writes rope_parameters; before, theta stood apart and the rest in rope_scaling
+    # transformers 5 writes rope_parameters; before, theta was a separate field and the rest in rope_scaling
     stated = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
     kind = stated.get("rope_type", stated.get("type", "default"))
     kind = "default" if kind == "mrope" else kind

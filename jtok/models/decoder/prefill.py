@@ -1,4 +1,4 @@
-"""Reads a sequence: runs a decoder's layers with reducers between them, and keeps what decoding needs.
+"""Prefill: runs a decoder's layers with reducers between them, and keeps what decoding needs.
 
 Layers between two cuts run under one `lax.scan`; a layer runs alone if a reducer after it reads its attention, or is
 placed between its attention and its MLP. Every run of layers between cuts gets a cache of its own, as long as the
@@ -32,7 +32,7 @@ from jtok.tokens import rename
 def prefill(
     decoder: Decoder, sequence: TokenSequence, run: Run, free: int, positions: Positions
 ) -> tuple[TokenSequence, Caches]:
-    """The last layer's outputs as a sequence, and the caches with `free` free slots. Changes `run`.
+    """The last layer's outputs as a sequence, and the caches with `free` free slots. Updates `run` in place.
 
     `run.plan` says what is placed where; reducers see the visual tokens only. `run.entry` is the sequence as the first
     layer reads it.
@@ -42,7 +42,7 @@ def prefill(
     caches = []
     for start, stop in zip(edges, edges[1:], strict=False):
         sequence = reader.reduced(sequence, Site("llm", start, "input"))
-        sequence = reader.left(sequence, start)
+        sequence = reader.after_exits(sequence, start)
         if start == 0:
             run.entry = sequence
         sequence, cache = reader.layers(sequence, start, stop)
@@ -64,7 +64,7 @@ def cuts(plan: Plan, depth: int) -> list[int]:
 
 
 class _Reader:
-    """One reading of a batch of prompts."""
+    """The prefill of one batch of prompts."""
 
     def __init__(self, decoder: Decoder, run: Run, positions: Positions):
         self.decoder, self.run, self.positions, self.stack = decoder, run, positions, decoder.layers
@@ -78,7 +78,7 @@ class _Reader:
         self.watch = any("last_token_attention" in part.reads for part in readers)
 
     def reduced(self, sequence: TokenSequence, site: Site) -> TokenSequence:
-        """The sequence after the reducer at a site, if there is one, has seen its visual tokens."""
+        """The sequence after the reducer at a site, if there is one."""
         run, reducer = self.run, self.run.plan.sites.get(site)
         if reducer is None or not sequence.slots.shape[1]:  # visual tokens may all have left
             return sequence
@@ -88,12 +88,12 @@ class _Reader:
         run.reduce(site)
         if run.tokens is before:
             return sequence
-        if run.tokens.x is before.x and self.positions in ("keep", "restore"):  # hidden at most: nothing has moved
+        if run.tokens.x is before.x and self.positions in ("keep", "restore"):  # at most masked: nothing has moved
             return sequence.hiding(run.tokens)
         return sequence.with_visual(run.tokens, self.positions)
 
-    def left(self, sequence: TokenSequence, layer: int) -> TokenSequence:
-        """The sequence without the visual tokens that leave before a layer."""
+    def after_exits(self, sequence: TokenSequence, layer: int) -> TokenSequence:
+        """The sequence without the visual tokens that exit before a layer."""
         rule, run = self.run.plan.layers, self.run
         if rule is None or layer not in rule.exits:
             return sequence
@@ -142,7 +142,7 @@ class _Reader:
 
 @dataclasses.dataclass
 class _Attention:
-    """How the layers of one run attend: the fused kernel, or what a rule makes of it."""
+    """Attention of the layers of one run: the fused kernel, or a rule built on it."""
 
     decoder: Decoder
     sequence: TokenSequence  # as the run began: positions, validity, which slots are visual

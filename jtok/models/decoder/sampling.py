@@ -1,4 +1,4 @@
-"""How the next token is chosen: the likeliest, or a draw at some temperature from the likeliest few."""
+"""Choice of the next token: greedy, or sampled at a temperature from the nucleus."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jtok.kernels.numerics import first_argmax
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """temperature 0 takes the likeliest token (ties: the lowest id). top_p: draws come from the smallest set of tokens
-    that holds this much probability (nucleus sampling, arXiv:1904.09751)."""
+    """temperature 0 takes the most likely token (ties: the lowest id). top_p: samples come from the smallest set of
+    tokens whose probability reaches it (nucleus sampling, arXiv:1904.09751)."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -28,7 +28,7 @@ class Sampling:
 
 
 def sample(logits: Float[Array, "B V"], keys: Array, sampling: Sampling) -> Int[Array, " B"]:
-    """The next token of every row; `keys` [B] are one PRNG key a row, so that rows do not depend on their batch."""
+    """The next token of every row; `keys` [B] are one PRNG key per row, so that rows do not depend on their batch."""
     if sampling.temperature == 0:
         return first_argmax(logits)
     logits = logits.astype(jnp.float32) / sampling.temperature
@@ -38,7 +38,7 @@ def sample(logits: Float[Array, "B V"], keys: Array, sampling: Sampling) -> Int[
 
 
 def _nucleus(p: Float[Array, "B V"], top_p: float) -> Array:
-    """True for the fewest likeliest tokens whose probabilities reach `top_p` together (equal ones: all or none)."""
+    """True for the fewest most likely tokens whose probabilities together reach `top_p` (ties: all or none)."""
     ordered = -jnp.sort(-p, -1)
     before = jnp.cumsum(ordered, -1) - ordered
     least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)

@@ -1,10 +1,10 @@
 """The sequence that a language model reads: text around visual tokens, whose number may change on the way.
 
-It is described once. `Places` says of every feature that a tower may give where it stands in the prompt: its position
-for RoPE, and after how many tokens of text it comes. A reduced token stands at the place of the patch nearest to its
-centre. So a sequence can be put together anew after any reduction, at any site, whatever the method did: text and
-visual tokens in the order of the prompt, visual tokens between the same two text tokens in the order in which the
-method left them, padding behind. Its length is static.
+It is described once. `Places` gives the place in the prompt of every feature that a tower may produce: its RoPE
+position, and how many tokens of text come before it. A reduced token takes the place of the patch nearest to its
+centre. So a sequence can be reassembled after any reduction, at any site, whatever the method did: text and visual
+tokens in the order of the prompt, visual tokens between the same two text tokens in the order in which the method
+left them, padding last. Its length is static.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok import kernels
-from jtok.models.decoder.decoder import counted
+from jtok.models.decoder.decoder import running_positions
 from jtok.plan import Positions
 from jtok.tokens import Tokens
 
@@ -24,16 +24,16 @@ from jtok.tokens import Tokens
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where the F features of a row stand in its prompt; S segments (crops, frames) of a known start and width."""
+    """Where the F features of a row are placed in its prompt; S segments (crops, frames) of known start and width."""
 
     position: Int[Array, "B F P"]
     before: Int[Array, "B F"]  # tokens of text before it
-    inside: Bool[Array, "B F"]  # False: cut away (the padding of a mosaic of crops), or no feature at all
+    inside: Bool[Array, "B F"]  # False: cropped (the padding of a mosaic of crops), or no feature at all
     start: Int[Array, "B S"]  # first feature of a segment
     width: Int[Array, "B S"]  # features in a row of its grid
 
     def of(self, tokens: Tokens) -> Int[Array, "B N"]:
-        """The feature nearest to each token's centre; class tokens stand at their segment's first."""
+        """The feature nearest to each token's centre; class tokens are placed at their segment's first."""
         segment = jnp.clip(tokens.segment, 0, self.start.shape[1] - 1)
         start, width = (jnp.take_along_axis(a, segment, 1) for a in (self.start, self.width))
         row, column = (jnp.maximum(jnp.round(tokens.position[..., axis]), 0).astype(jnp.int32) for axis in (-2, -1))
@@ -50,20 +50,20 @@ class Text:
     valid: Bool[Array, "B M"]
     question: Int[Array, "B T"]  # which of them come after the last visual token
     question_valid: Bool[Array, "B T"]
-    asks: Int[Array, "B R"] | None = None  # which an answer follows (-1 = none), where there are answers: in training
+    asks: Int[Array, "B R"] | None = None  # those that an answer follows (-1 = none); in training only
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenSequence:
-    """Text and visual tokens, L = M + N slots: those that are valid first, unless some were hidden where they stood."""
+    """Text and visual tokens, L = M + N slots: the valid ones first, unless some were masked in place."""
 
     x: Float[Array, "B L D"]
     position: Int[Array, "B L P"]
     valid: Bool[Array, "B L"]
     slots: Int[Array, "B N"]  # of the visual tokens
     others: Int[Array, "B M"]  # slots of the text
-    visual: Tokens  # what is known of the visual tokens beside their features: its `x` has width 0
+    visual: Tokens  # the visual tokens without their features: its `x` has width 0
     text: Text  # likewise
     places: Places
 
@@ -79,9 +79,9 @@ class TokenSequence:
         asks = self.text.asks
         if asks is None:
             return self.last[:, None], jnp.ones((self.valid.shape[0], 1), jnp.float32)
-        there = (asks >= 0).astype(jnp.float32)
+        weight = (asks >= 0).astype(jnp.float32)
         slots = jnp.take_along_axis(self.others, jnp.maximum(asks, 0), 1)
-        return slots, there / jnp.maximum(there.sum(1, keepdims=True), 1)
+        return slots, weight / jnp.maximum(weight.sum(1, keepdims=True), 1)
 
     @property
     def question(self) -> Int[Array, "B T"]:
@@ -119,12 +119,12 @@ class TokenSequence:
         return self.visual.replace(x=kernels.gather(self.x, self.slots))
 
     def hiding(self, tokens: Tokens) -> TokenSequence:
-        """The sequence in which those of its visual tokens that are not valid in `tokens` are seen by none."""
+        """The sequence in which visual tokens that are not valid in `tokens` are masked from attention."""
         valid = self._at_slots(self.valid, tokens.mask())
         return self.replace(valid=valid, visual=tokens.replace(x=tokens.x[..., :0]))
 
     def with_visual(self, tokens: Tokens, positions: Positions = "keep") -> TokenSequence:
-        """The sequence with other visual tokens in place of these."""
+        """The sequence with its visual tokens replaced."""
         rows = {"x": self.x, "position": self.position, "valid": self.valid}
         text = dataclasses.replace(self.text, **kernels.gather(rows, self.others))
         return assemble(tokens, text, self.places, positions)
@@ -134,29 +134,29 @@ def assemble(tokens: Tokens, text: Text, places: Places, positions: Positions = 
     """The sequence of visual tokens and text.
 
     positions: `keep` gives every token the position of its place in the whole prompt, so that positions have gaps;
-    `renumber` counts the tokens that are there, from the prompt's first position. `restore` and `order` do the same
-    with visual tokens put in the order of their places.
+    `renumber` numbers the remaining tokens consecutively from the prompt's first position. `restore` and `order` do
+    the same respectively, with visual tokens sorted by place.
     """
     n, m, features = tokens.count, text.x.shape[1], places.before.shape[1]
-    place, there = places.of(tokens), tokens.mask()
+    place, visual_valid = places.of(tokens), tokens.mask()
     before = jnp.take_along_axis(places.before, place, 1)
     among = place if positions in ("restore", "order") else jnp.arange(n)
     step = max(n, features) + 1
     end = (m + 1) * step
-    visual_rank = jnp.where(there, before * step + among, end)
+    visual_rank = jnp.where(visual_valid, before * step + among, end)
     text_rank = jnp.where(text.valid, jnp.arange(m) * step + step - 1, end)
     order = jnp.argsort(jnp.concatenate([visual_rank, text_rank], 1), 1, stable=True).astype(jnp.int32)
     where = jnp.argsort(order, 1).astype(jnp.int32)  # old -> new slot
     rows = {
         "x": jnp.concatenate([tokens.x.astype(text.x.dtype), text.x], 1),
         "position": jnp.concatenate([kernels.gather(places.position, place), text.position], 1),
-        "valid": jnp.concatenate([there, text.valid], 1),
+        "valid": jnp.concatenate([visual_valid, text.valid], 1),
     }
     if positions in ("renumber", "order"):
         first = jnp.min(jnp.where(rows["valid"], rows["position"][..., 0], jnp.iinfo(jnp.int32).max), 1, keepdims=True)
     rows = kernels.gather(rows, order)
     if positions in ("renumber", "order"):
-        rows["position"] = counted(rows["valid"], rows["position"].shape[-1], first)
+        rows["position"] = running_positions(rows["valid"], rows["position"].shape[-1], first)
     bare = dataclasses.replace(text, x=text.x[..., :0])
     return TokenSequence(
         **rows,
@@ -169,7 +169,7 @@ def assemble(tokens: Tokens, text: Text, places: Places, positions: Positions = 
 
 
 def fold(tokens: Tokens, crops: int) -> Tokens:
-    """Tokens of [B * crops] crops as those of B rows, crop after crop; segments count the crops of a row."""
+    """Tokens of [B * crops] crops as those of B rows, crop after crop; the segment is the crop's index in its row."""
     b, n = tokens.x.shape[0] // crops, tokens.count
     rows = jax.tree.map(lambda a: a.reshape(b, crops * n, *a.shape[2:]), tokens._rows())
     owner = tokens.owner.reshape(b, crops, -1)

@@ -1,4 +1,4 @@
-"""Diffusion-transformer blocks as FlexTok has them: norms without parameters, linear maps without bias, adaLN.
+"""Diffusion-transformer blocks of FlexTok: norms without parameters, linear layers without bias, adaLN.
 
 "Scalable Diffusion Models with Transformers", arXiv:2212.09748; FlexTok, arXiv:2502.13967, whose attention normalises
 queries and keys and scales by 8 / head size (equal to the usual scale at 64).
@@ -26,8 +26,8 @@ def plain_norm(x: Float[Array, "... D"], eps: float = 1e-5) -> Float[Array, "...
 
 
 def sincos_grid(height: int, width: int, dim: int) -> np.ndarray:
-    """[dim, height, width]: sines and cosines of two coordinates, as the release lays them out. On square grids the
-    first half varies with the row and the second with the column; on others the two are mixed, as released."""
+    """[dim, height, width]: sines and cosines of two coordinates, in the released layout. On square grids the first
+    half varies with the row and the second with the column; on others the two are mixed, as released."""
     omega = 1 / 10000 ** (np.arange(dim // 4) / (dim // 4))
     first, second = np.meshgrid(np.arange(width), np.arange(height), indexing="ij")
     rows = [f(np.outer(x.reshape(-1), omega)) for x in (first, second) for f in (np.sin, np.cos)]
@@ -53,7 +53,7 @@ class TimeEmbedder(nnx.Module):
 
 
 class DiTBlock(nnx.Module):
-    """modulations: 0 for a plain block, else the number of parts of the sequence with a shift, scale and gate each."""
+    """modulations: 0 for a plain block, else the number of sequence parts, each with its own shift, scale and gate."""
 
     def __init__(self, width: int, head_size: int, modulations: int, rngs: nnx.Rngs, dtype="float32"):
         self.head_size, self.modulations = head_size, modulations
@@ -100,7 +100,7 @@ class DiTBlock(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """Blocks stacked over layers and scanned."""
+    """A stack of blocks, scanned over layers."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Rectified flow: a network predicts the velocity from data to noise, and integrating it back makes an image.
+"""Rectified flow: a network predicts the velocity from data to noise, and integrating it backwards yields an image.
 
 "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", arXiv:2209.03003. Guidance:
 classifier-free, arXiv:2207.12598, and adaptive projected (APG), arXiv:2410.02416.
@@ -20,8 +20,8 @@ Velocity = Callable[[Float[Array, "B ..."], Float[Array, " B"]], Float[Array, "B
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """scale 1: none. projected: APG with momentum, a bound on the norm, and eta times the part parallel to the velocity
-    with the code."""
+    """scale 1: no guidance. projected: APG with momentum, a bound on the norm, and eta times the component parallel to
+    the conditional velocity."""
 
     scale: float = 1.0
     projected: bool = False
@@ -44,7 +44,7 @@ class Guidance:
 
 
 def noised(x: Float[Array, "B ..."], key: Array) -> tuple[Array, Float[Array, " B"], Array]:
-    """(x_t between x and noise, t, the velocity to predict) for a training step: t = sigmoid of a normal number."""
+    """(x_t between x and noise, t, the velocity to predict) for a training step: t = sigmoid of a standard normal."""
     level, draw = jax.random.split(key)
     t = jax.nn.sigmoid(jax.random.normal(level, (x.shape[0],)))
     noise = jax.random.normal(draw, x.shape)
@@ -60,7 +60,7 @@ def integrate(
     without: Velocity | None = None,
     guidance: Guidance | None = None,
 ) -> Float[Array, "B ..."]:
-    """Euler steps from noise at t = 1 to data at t = 0; `without` is the velocity without condition, for guidance."""
+    """Euler steps from noise at t = 1 to data at t = 0; `without` is the unconditional velocity, for guidance."""
 
     def step(i, state):
         x, running = state

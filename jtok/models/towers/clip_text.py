@@ -42,7 +42,7 @@ class ClipTextConfig:
     mlp: int
     depth: int
     heads: int
-    length: int  # ids of a text at most
+    length: int  # most ids of a text
     eps: float
     act: str
     end: int | None
@@ -53,7 +53,7 @@ class ClipTextConfig:
 
 
 class _Block(nnx.Module):
-    """A pre-norm block in which a token sees itself and those before it."""
+    """A pre-norm block with causal attention."""
 
     def __init__(self, c: ClipTextConfig, rngs: nnx.Rngs):
         self.norm1, self.norm2 = (nnx.LayerNorm(c.width, epsilon=c.eps, rngs=rngs) for _ in range(2))
@@ -67,7 +67,7 @@ class _Block(nnx.Module):
 
 
 class ClipTextTower(nnx.Module):
-    """Ids [B,L] to embeddings [B,E] in the shared space, not normalised; what follows the end of a text is not seen."""
+    """Ids [B,L] to embeddings [B,E] in the shared space, not normalised; what follows the end of a text is ignored."""
 
     def __init__(self, config: ClipTextConfig, rngs: nnx.Rngs):
         c = self.config = config
@@ -88,7 +88,7 @@ class ClipTextTower(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class SharedSpace:
-    """The way of image features [..., D] into the space of E features that texts are embedded in."""
+    """Maps image features [..., D] to the space of E features that texts are embedded in."""
 
     scale: Float[Array, " D"]
     bias: Float[Array, " D"]
@@ -104,7 +104,7 @@ class SharedSpace:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClipText:
-    """A text tower with its parameters, its tokenizer (None: ids only) and the way of image features to its space."""
+    """A text tower with its parameters, its tokenizer (None: ids only) and the map of image features to its space."""
 
     config: ClipTextConfig
     params: Mapping[str, Any]
@@ -112,7 +112,7 @@ class ClipText:
     tokenizer: tokenizers.Tokenizer | None = None
 
     def ids(self, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
-        """Ids of texts, padded behind with the end of text; what is longer than the tower's length is cut.
+        """Ids of texts, right-padded with the end of text and truncated to the tower's length.
 
         Raises UserError without a tokenizer.
         """
@@ -163,7 +163,7 @@ _SPACE = {
     "projection": "visual_projection.weight",
 }
 
-#: The layers' names are those of the image side.
+#: Layers are named as in the image tower.
 _NAMES = [
     table("text_model.embeddings.token_embedding.weight", "embedding"),
     table("text_model.embeddings.position_embedding.weight", "position"),

@@ -60,7 +60,7 @@ def config_from_transformers(weights: Weights) -> ViTConfig:
 
 
 def _family(kind: str, fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields in which the families differ."""
+    """Fields that differ between families."""
     if kind == "clip":
         return {"mlp": fields["intermediate_size"], "pre_norm": True, "patch_bias": False, "final_norm": "pooled"}
     if kind in ("siglip", "siglip2"):
@@ -69,32 +69,32 @@ def _family(kind: str, fields: Mapping[str, Any], shapes: Mapping[str, tuple[int
     classifier = shapes.get("classifier.weight") or shapes.get("cls_classifier.weight") or (0,)
     if kind in ("vit", "deit"):
         head = "distill" if "distillation_classifier.weight" in shapes else "class"
-        more = {"mlp": fields["intermediate_size"], "distill_token": kind == "deit", "head": head}
+        family_fields = {"mlp": fields["intermediate_size"], "distill_token": kind == "deit", "head": head}
     else:
         hidden, gated = int(fields["hidden_size"] * fields["mlp_ratio"]), fields["use_swiglu_ffn"]
         registers = fields.get("num_register_tokens", 0)
-        more = {"mlp": (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden, "layer_scale": True}
-        more |= {"mlp_kind": "swiglu" if gated else "mlp", "registers": registers, "antialias": registers > 0}
-    return {**more, "qkv_bias": fields["qkv_bias"], "classes": classifier[0]}
+        family_fields = {"mlp": (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden, "layer_scale": True}
+        family_fields |= {"mlp_kind": "swiglu" if gated else "mlp", "registers": registers, "antialias": registers > 0}
+    return {**family_fields, "qkv_bias": fields["qkv_bias"], "classes": classifier[0]}
 
 
 def config_from_timm(weights: Weights, fields: Mapping[str, Any]) -> ViTConfig:
-    """The config that the shapes of a timm file imply, with `fields` for what they do not tell.
+    """The config that the shapes of a timm file imply, with `fields` for what they do not determine.
 
-    Not in the shapes: the number of heads, which is that of the preset of the same width, else one for every 64
-    channels; the activation, which is gelu (tanh form where tokens are pooled by attention, as in SigLIP, quick_gelu
+    The shapes do not determine the number of heads, which is that of the preset of the same width, else one for every
+    64 channels; the activation, which is gelu (tanh form where tokens are pooled by attention, as in SigLIP, quick_gelu
     where the architecture in config.json says so); the norms' epsilon, 1e-6 (1e-5 where tokens are normalised before
     the first block, as in CLIP). Raises UserError where these rules give no answer.
     """
     shapes = _shapes(weights)
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
     depth = 1 + max((layer for layer, _ in map(split_name, weights.shapes) if layer is not None), default=-1)
-    own = int("cls_token" in shapes) + int("dist_token" in shapes)
+    leading = int("cls_token" in shapes) + int("dist_token" in shapes)
     rows = shapes.get("pos_embed", (1, 0, 0))[-2]
-    class_position = math.isqrt(max(rows - own, 0)) ** 2 == rows - own
+    class_position = math.isqrt(max(rows - leading, 0)) ** 2 == rows - leading
     mlp, clip = shapes.get("mlp.fc2.weight", (0, 0))[-1], "norm_pre.weight" in shapes
-    found = {
-        "image": _side(weights, rows - own * class_position) * patch,
+    inferred = {
+        "image": _side(weights, rows - leading * class_position) * patch,
         "patch": patch,
         "width": width,
         "depth": depth,
@@ -117,7 +117,7 @@ def config_from_timm(weights: Weights, fields: Mapping[str, Any]) -> ViTConfig:
         "final_norm": "pooled" if "fc_norm.weight" in shapes else "tokens",
         **fields,
     }
-    return ViTConfig(**{"heads": found.get("heads") or _heads(weights, width), **found})
+    return ViTConfig(**{"heads": inferred.get("heads") or _heads(weights, width), **inferred})
 
 
 def _timm_act(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -139,7 +139,7 @@ def _heads(weights: Weights, width: int) -> int:
         if preset["width"] == width:
             return preset["heads"]
     if width % 64:
-        raise UserError(f"'{weights.source}' does not tell its number of attention heads: set the field 'heads'.")
+        raise UserError(f"'{weights.source}' does not state its number of attention heads: set the field 'heads'.")
     return width // 64
 
 

@@ -1,8 +1,8 @@
 """Loads and saves vision towers. Parameters are pure dicts: what `nnx.to_pure_dict(nnx.state(tower, nnx.Param))` gives.
 
-A file of jtok's own holds the tower's parameters under their dotted paths (`blocks.mlp.up.kernel`, stacked over
-layers) and, in its metadata, the `ViTConfig` as JSON under `jtok.vit`. Released checkpoints are read unedited; how
-their names and layouts map to ours stands in `vit_names`, where their settings come from in `infer`.
+A file in jtok's own format holds the tower's parameters under their dotted paths (`blocks.mlp.up.kernel`, stacked over
+layers) and, in its metadata, the `ViTConfig` as JSON under `jtok.vit`. Released checkpoints are read unedited; the
+map of their names and layouts to ours is in `vit_names`, that of their settings in `infer`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jtok.models.towers.infer import config_from_timm, config_from_transformers
 from jtok.models.towers.presets import check_config
 from jtok.models.towers.vit import ViT, ViTConfig
 
-#: Key of the metadata of jtok's own files that holds the config.
+#: Metadata key of jtok's own files that holds the config.
 CONFIG = "jtok.vit"
 
 
@@ -46,14 +46,14 @@ def load_vit(
     path: a file of `save_params`, a Hugging Face directory of CLIP (its vision side), SigLIP, SigLIP 2, DINOv2 (with
     registers), ViT or DeiT, or a safetensors file with timm's names (alone, or in a directory). image: side in pixels
     to which the position table is resized (bicubic). dtype: of the activations. fields: fields of `ViTConfig` that
-    the checkpoint does not tell (the rules for timm files stand at `infer.config_from_timm`) or that must differ.
+    the checkpoint does not state (see `infer.config_from_timm` for the rules for timm files) or that must differ.
 
     Raises UserError, one sentence each, for a checkpoint that cannot be read or is of no known format, for unknown and
     missing tensors (all in one sentence), for a tensor of the wrong shape, and for settings that do not fit.
     """
     weights = open_weights(path)
-    found = _config_of(weights, fields or {})
-    config = check_config({**dataclasses.asdict(found), **(fields or {}), "dtype": dtype})
+    stated_config = _config_of(weights, fields or {})
+    config = check_config({**dataclasses.asdict(stated_config), **(fields or {}), "dtype": dtype})
     params = _read(weights, config, _shapes_of(config))
     if image is None or image == config.image:
         return config, params
@@ -69,13 +69,13 @@ def load_params(path: str | os.PathLike, config: ViTConfig, like: Mapping[str, A
     Raises UserError as `load_vit` does, and for a checkpoint that states other heads, patches, activations or norms.
     """
     weights = open_weights(path)
-    tells = CONFIG in weights.metadata or weights.config is not None
-    if tells and _table_of(weights) is not vit_names.TIMM_NAMES:  # timm's do not tell the heads
+    states_config = CONFIG in weights.metadata or weights.config is not None
+    if states_config and _table_of(weights) is not vit_names.TIMM_NAMES:  # timm files do not state the heads
         stated = _config_of(weights, {})
         for field in ("heads", "patch", "act", "mlp_kind", "pre_norm", "final_norm"):
-            there, here = getattr(stated, field), getattr(config, field)
-            if there != here:
-                raise UserError(f"'{path}' is a tower with {field} {there}, the model has {here}: make them agree.")
+            theirs, ours = getattr(stated, field), getattr(config, field)
+            if theirs != ours:
+                raise UserError(f"'{path}' is a tower with {field} {theirs}, the model has {ours}: make them agree.")
     return _read(weights, config, like)
 
 
@@ -87,10 +87,10 @@ def save_params(
     *,
     storage: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Writes a tower's parameters (a pure dict) and its config to one safetensors file, whole or not at all.
+    """Writes a tower's parameters (a pure dict) and its config to one safetensors file, atomically.
 
-    `metadata` adds string facts (how it was trained, accuracy). bfloat16 storage halves the file; loading gives float32
-    again.
+    `metadata` adds string facts (how it was trained, accuracy). bfloat16 storage halves the file; loading gives
+    float32.
     """
     tensors = {name: np.asarray(a).astype(jnp.dtype(storage)) for name, a in flatten(params).items()}
     facts = {CONFIG: json.dumps(dataclasses.asdict(config)), **(metadata or {})}
@@ -113,16 +113,16 @@ def _config_of(weights: Weights, fields: Mapping[str, Any]) -> ViTConfig:
 
 
 def _table_of(weights: Weights) -> list[Rule] | None:
-    """The table of a released checkpoint's names, None for jtok's own file."""
+    """The name table of a released checkpoint, None for jtok's own file."""
     if CONFIG in weights.metadata:
         return None
-    found = {vit_names.split_name(name) for name in weights.shapes}
+    names = {vit_names.split_name(name) for name in weights.shapes}
     for mark, table in vit_names.FORMATS.items():
-        if (None, mark) in found:
+        if (None, mark) in names:
             return table
-    some = ", ".join(sorted(weights.shapes)[:3]) or "none"
+    examples = ", ".join(sorted(weights.shapes)[:3]) or "none"
     raise UserError(
-        f"'{weights.source}' holds no vision tower that jtok knows (its tensors: {some}...): "
+        f"'{weights.source}' holds no vision tower that jtok knows (its tensors: {examples}...): "
         "give a file of jtok, a directory of transformers, or a file with timm's vit_names."
     )
 

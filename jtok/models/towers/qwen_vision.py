@@ -1,10 +1,10 @@
 """The tower of Qwen2.5-VL (arXiv:2502.13923): images of any size, window attention, patches in 2x2 quads.
 
-A quad is what becomes one token, so here a *feature* is a quad: what reducers see behind this tower holds the four
+A quad is what becomes one token, so here a *feature* is a quad: what reducers see after this tower holds the four
 patches' features side by side, and the projector is an MLP that mixes them. Within the tower nothing is reduced.
 
-Images of a batch (and frames of a video, each of which is looked at alone) lie on one grid as large as the largest
-needs, padded. The grid is cut into windows once, before the first block: window attention is then attention over the
+Images of a batch (and frames of a video, each of which is encoded separately) lie on one padded grid, sized for
+the largest. The grid is cut into windows once, before the first block: window attention is then attention over the
 last axis of patches and full attention over both, with one mask of padding for either. No index depends on an image.
 """
 
@@ -57,7 +57,7 @@ class QwenVisionConfig:
     grid: tuple[int, int] = (32, 32)  # quads that a plan is made for, where its maker does not say
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    any_size: ClassVar[bool] = True  # images become as many features as their size asks for
+    any_size: ClassVar[bool] = True  # the number of features depends on the image size
 
     @property
     def compute(self) -> Any:
@@ -75,11 +75,11 @@ class QwenVisionConfig:
         return self.width, self.channels, self.temporal, self.patch, self.patch
 
     def target(self, grid: tuple[int, int] | None = None) -> Target:
-        """What a method needs to know: tokens are quads, of images with `grid` = (rows, columns) of them."""
+        """Facts that methods read: tokens are quads, of images with `grid` = (rows, columns) of them."""
         return Target(self.depth, grid or self.grid, self.quad * self.width, self.heads, 0, has_class=False)
 
     def sites(self) -> list[Site]:
-        """All sites of the tower; before its output there is place for observers only."""
+        """All sites of the tower; before its output only observers may be placed."""
         return tower_sites(self.depth)
 
     def fit(self, plan: Plan) -> Plan:
@@ -139,7 +139,7 @@ class QwenBlock(nnx.Module):
         full: bool,
         wants: Collection[str] = (),
     ) -> tuple[Float[Array, "B W P D"], dict[str, Array]]:
-        """The attention half; also the signals named in `wants` [B,W,P,...].
+        """The attention sub-layer; also the signals named in `wants` [B,W,P,...].
 
         Patches attend to their window, or to the image if `full`.
         """
@@ -157,7 +157,7 @@ class QwenBlock(nnx.Module):
         return x, {name: signals[name].reshape(b, w, p, *signals[name].shape[2:]) for name in wants if name in signals}
 
     def feed_forward(self, x: Float[Array, "B W P D"]) -> Float[Array, "B W P D"]:
-        """The MLP half."""
+        """The MLP sub-layer."""
         return x + gated_mlp(self.norm2(x), self.up, self.down, self.act)
 
 
@@ -186,7 +186,7 @@ class QwenVision(nnx.Module):
     ) -> ViTOutput:
         """Features of images on a grid of Y x X quads, each of Q patches of V values (channel, frame, row, column).
 
-        sizes: rows and columns of quads that an image really has, from the top left. key: one PRNG key an image [B].
+        sizes: rows and columns of quads that an image really has, from the top left. key: one PRNG key per image [B].
         A token is a quad, the features of its patches side by side; signals are averaged over a quad. Raises UserError
         for plans that do not fit.
         """
@@ -214,7 +214,7 @@ class QwenVision(nnx.Module):
     def _blocks(
         self, run: Run, x: Array, rope: Rope, valid: Array, cut: _Cut, quads: Callable[[Array], Array]
     ) -> Array:
-        """Output of the last block. Observers in `run` see the tokens, `quads(x)`, at their sites."""
+        """Output of the last block. Observers in `run` read the tokens, `quads(x)`, at their sites."""
         layers = Stacked(self.blocks, remat=self.config.remat, scope="tower.blocks")
         wants = wanted(run.plan, self.config.depth, "tower")
 
@@ -277,13 +277,13 @@ class _Cut:
         """The patches window by window, the grid padded to whole windows."""
         s, b, rest = self.side, x.shape[0], x.shape[4:]
         down, across = -(-self.rows // s), -(-self.columns // s)
-        behind = [(0, 0), (0, down * s - self.rows), (0, across * s - self.columns)]
-        x = jnp.pad(x, behind + [(0, 0)] * (x.ndim - 3))
+        padding = [(0, 0), (0, down * s - self.rows), (0, across * s - self.columns)]
+        x = jnp.pad(x, padding + [(0, 0)] * (x.ndim - 3))
         x = x.reshape(b, down, s, across, s, self.quad, *rest).swapaxes(2, 3)
         return x.reshape(b, down * across, s * s * self.quad, *rest)
 
     def raster(self, x: Float[Array, "B W P ..."]) -> Float[Array, "B N Q ..."]:
-        """The quads in reading order, padding of the windows cut away."""
+        """The quads in reading order, padding of the windows removed."""
         s, b, rest = self.side, x.shape[0], x.shape[3:]
         down, across = -(-self.rows // s), -(-self.columns // s)
         x = x.reshape(b, down, across, s, s, self.quad, *rest).swapaxes(2, 3)

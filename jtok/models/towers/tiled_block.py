@@ -1,4 +1,4 @@
-"""A block of the tower of Llama-3.2-Vision: the tiles of an image attend to each other, a reducer sees one of them."""
+"""A block of the tower of Llama-3.2-Vision: the tiles of an image attend to each other, reducers see one tile each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jtok.layers.tagged import tagged_attention
 from jtok.models.towers.tiled_config import TiledConfig
 from jtok.tokens import Tokens
 
-#: Entry of `Tokens.carry`: 1.0 for tokens of tiles that are not there and for the slots that fill a tile up.
+#: Entry of `Tokens.carry`: 1.0 for tokens of missing tiles and for the slots that pad a tile.
 PADDING = "padding"
 
 
@@ -57,11 +57,11 @@ class TiledAttention(nnx.Module):
     def _own(self, probabilities: Float[Array, "I H T M"]) -> Float[Array, "C H N"]:
         """Attention of each tile's class token to the tokens of its own tile."""
         i, h, t, m = probabilities.shape
-        own = jnp.diagonal(probabilities.reshape(i, h, t, t, m // t), axis1=2, axis2=3)  # [I,H,N,T]
-        return jnp.moveaxis(own, 3, 1).reshape(i * t, h, m // t)
+        within = jnp.diagonal(probabilities.reshape(i, h, t, t, m // t), axis1=2, axis2=3)  # [I,H,N,T]
+        return jnp.moveaxis(within, 3, 1).reshape(i * t, h, m // t)
 
     def _received(self, q: Array, k: Array, v: Array, padding: Bool[Array, "I M"], masks: dict, shape: tuple) -> Array:
-        """Attention from everything that is real in the image."""
+        """Attention received from all real tokens of the image."""
         tags, real = padding[..., None], (~padding).astype(jnp.float32)
         if masks["valid"] is not None:
             real = real * masks["valid"]
@@ -81,12 +81,12 @@ class TiledBlock(nnx.Module):
         self.gate2 = nnx.Param(jnp.zeros(())) if gated else None
 
     def attend(self, tokens: Tokens, wants: Collection[str] = ()) -> tuple[Tokens, dict[str, Array]]:
-        """The attention half; also the signals named in `wants`."""
+        """The attention sub-layer; also the signals named in `wants`."""
         y, signals = self.attention(self.norm1(tokens.x), tokens, wants)
         return tokens.replace(x=tokens.x + _gated(y, self.gate1)), signals
 
     def feed_forward(self, tokens: Tokens) -> Tokens:
-        """The MLP half."""
+        """The MLP sub-layer."""
         return tokens.replace(x=tokens.x + _gated(self.mlp(self.norm2(tokens.x)), self.gate2))
 
 

@@ -22,13 +22,13 @@ class TiledConfig:
     patch: int = 14
     width: int = 1280
     local: int = 32  # blocks before the second norm
-    deep: int = 8  # gated blocks behind it
+    deep: int = 8  # gated blocks after it
     heads: int = 16
     mlp: int = 5120
     channels: int = 3
     tiles: int = 4  # of every image, most of them padding
     aspects: int = 8  # arrangements of tiles; 0 is the id of none
-    taps: tuple[int, ...] = (3, 7, 15, 23, 30)  # local blocks whose outputs go on
+    taps: tuple[int, ...] = (3, 7, 15, 23, 30)  # local blocks whose outputs are part of the tower's
     act: Activation = "gelu"
     eps: float = 1e-5
     remat: bool = False
@@ -43,7 +43,7 @@ class TiledConfig:
 
     @property
     def depth(self) -> int:
-        """All blocks; the global ones are numbered behind the local ones."""
+        """All blocks; the global ones are numbered after the local ones."""
         return self.local + self.deep
 
     @property

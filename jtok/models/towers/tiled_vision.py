@@ -1,10 +1,10 @@
 """The tower of Llama-3.2-Vision (arXiv:2407.21783): tiles of an image that attend to each other.
 
-A stack of local blocks, then one of gated global blocks; what goes on is the last output beside those of some local
-blocks. Reducers stand at the same sites as in other towers and see one tile each, since a tile has a class token and a
-position table of its own. The slots that fill a tile up to a multiple of eight are special tokens behind the class
-token, so that no reducer takes them for patches, and are gone behind `tower.output`. Outputs of local blocks are
-carried with the tokens: they are taken and merged as the tokens are.
+A stack of local blocks, then one of gated global blocks; the output is the last block's, concatenated with those of
+some local blocks. Reducers are placed at the same sites as in other towers and see one tile each, since a tile has a
+class token and a position table of its own. The slots that pad a tile to a multiple of eight are special tokens after
+the class token, so that no reducer takes them for patches, and are dropped after `tower.output`. Outputs of local
+blocks are carried with the tokens: they are gathered and merged as the tokens are.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ class TiledTower(nnx.Module):
         self,
         tiles: Float[Array, "C H W 3"],
         aspects: Int[Array, " I"],
-        there: Array,
+        present: Array,
         plan: Plan | None = None,
         *,
         key: Array | None = None,
     ) -> Run:
         """The run with each tile's tokens at the output: its class token first, then its patches.
 
-        tiles: normalised pixels. aspects: arrangement of each image's tiles, 0 = no image. there: which tiles are no
-        padding, bool [C]. key: one PRNG key a tile (default: the same for all). Raises UserError for tiles of another
+        tiles: normalised pixels. aspects: arrangement of each image's tiles, 0 = no image. present: which tiles are not
+        padding, bool [C]. key: one PRNG key per tile (default: the same for all). Raises UserError for tiles of another
         size and for plans that do not fit.
         """
         c, plan = self.config, plan or Plan()
         key = jnp.broadcast_to(jax.random.key(0), (len(tiles),)) if key is None else key
         with jax.named_scope("tower.embed"):
             run = Run(
-                plan, self._embed(tiles, aspects, there, plan.grid or (c.side, c.side)), tower_sites(c.depth), key
+                plan, self._embed(tiles, aspects, present, plan.grid or (c.side, c.side)), tower_sites(c.depth), key
             )
         edges = [0, *sorted({tap + 1 for tap in c.taps} | {c.local})]
         for start, stop in zip(edges, edges[1:], strict=False):
@@ -81,7 +81,7 @@ class TiledTower(nnx.Module):
         run.tokens = _without_filling(run.tokens)
         return run
 
-    def _embed(self, tiles: Array, aspects: Array, there: Array, grid: tuple[int, int]) -> Tokens:
+    def _embed(self, tiles: Array, aspects: Array, present: Array, grid: tuple[int, int]) -> Tokens:
         c, (rows, columns) = self.config, grid
         count = tiles.shape[0]
         if tiles.shape != (len(aspects) * c.tiles, c.image, c.image, c.channels):
@@ -100,7 +100,7 @@ class TiledTower(nnx.Module):
         fill = -x.shape[1] % MULTIPLE
         x = jnp.concatenate([x[:, :1], jnp.zeros((count, fill, c.width), x.dtype), x[:, 1:]], 1)
         slot = jnp.arange(x.shape[1])
-        padding = ((slot > 0) & (slot <= fill)) | ~there[:, None]
+        padding = ((slot > 0) & (slot <= fill)) | ~present[:, None]
         return from_features(x, grid, 1 + fill).replace(carry={PADDING: padding.astype(jnp.float32)})
 
     def _of_tiles(self, table: nnx.Param, gate: nnx.Param, aspects: Array, dtype: Any) -> Float[Array, "C 1 D"]:
@@ -109,10 +109,10 @@ class TiledTower(nnx.Module):
         return (rows * jnp.tanh(gate[...])).astype(dtype)
 
     def _positions(self, aspects: Array, grid: tuple[int, int]) -> Float[Array, "C P D"]:
-        """Of the class token and of the patches of each tile; resized like other towers' where the grid is smaller."""
+        """Positions of each tile's class token and patches, resized as in other towers where the grid is smaller."""
         side, share = self.config.side, jnp.tanh(self.position_gate[...])
-        own = self.tile_position[...][aspects].reshape(-1, *self.position.shape)
-        both = (1 - share) * self.position[...] + share * own
+        tile_table = self.tile_position[...][aspects].reshape(-1, *self.position.shape)
+        both = (1 - share) * self.position[...] + share * tile_table
         body = jax.vmap(lambda table: resize_grid(table, (side, side), grid))(both[:, 1:])
         return jnp.concatenate([both[:, :1], body], 1)
 
@@ -136,7 +136,7 @@ def _side_by_side(tokens: Tokens, taps: tuple[int, ...]) -> Tokens:
 
 
 def _without_filling(tokens: Tokens) -> Tokens:
-    """Of the special tokens the class token alone."""
+    """Drops all special tokens except the class token."""
     if tokens.special <= 1:
         return tokens
     index = jnp.asarray([0, *range(tokens.special, tokens.count)], jnp.int32)

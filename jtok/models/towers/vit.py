@@ -62,7 +62,7 @@ class ViTConfig:
     packed: bool = False  # SigLIP 2: patches come packed, with a shape and a mask per image
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    any_size: ClassVar[bool] = False  # every image becomes as many features as any other
+    any_size: ClassVar[bool] = False  # every image gives the same number of features
 
     @property
     def compute(self) -> Any:
@@ -80,7 +80,7 @@ class ViTConfig:
         return self.table or self.image // self.patch
 
     def target(self, image: int | None = None) -> Target:
-        """What a method needs to know to make its plan for this tower."""
+        """Facts of this tower that methods read to make plans."""
         side = self.side if self.packed else _patches(image or self.image, self)
         return Target(self.depth, (side, side), self.width, self.heads, self.special, self.classes, self.class_token)
 
@@ -89,7 +89,7 @@ class ViTConfig:
         return tower_sites(self.depth)
 
     def fit(self, plan: Plan) -> Plan:
-        """The plan as it is: plans are made for these sites."""
+        """The plan unchanged: plans are made for these sites."""
         return plan
 
     def check(self, plan: Plan) -> None:
@@ -104,7 +104,7 @@ class ViTConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ViTOutput:
-    """What a tower returns; XLA drops what nobody reads."""
+    """Outputs of a tower; XLA removes those that are not read."""
 
     tokens: Tokens  # at the tower's output, after the final norm where the tower has one
     pooled: Float[Array, "B D"] | None
@@ -127,9 +127,9 @@ class ViT(nnx.Module):
             raise UserError(f"width {c.width} is not a multiple of {c.heads} heads: choose a width that is.")
         init = nnx.initializers.normal(0.02)
         self.patch = nnx.Linear(c.patch**2 * c.channels, c.width, use_bias=c.patch_bias, dtype=c.compute, rngs=rngs)
-        own = int(c.class_token) + int(c.distill_token) if c.class_position else 0
+        leading = int(c.class_token) + int(c.distill_token) if c.class_position else 0
         # learned, but started at sines: training finds neighbours sooner (arXiv:2205.01580)
-        self.position = nnx.Param(jnp.concatenate([jnp.zeros((own, c.width)), sine_grid(c.side, c.side, c.width)]))
+        self.position = nnx.Param(jnp.concatenate([jnp.zeros((leading, c.width)), sine_grid(c.side, c.side, c.width)]))
         self.special = nnx.Param(init(rngs.params(), (c.special, c.width))) if c.special else None
         self.pre_norm = nnx.LayerNorm(c.width, epsilon=c.eps, dtype=c.compute, rngs=rngs) if c.pre_norm else None
         self.blocks = stack_layers(lambda rngs: Block(c, rngs), c.depth, rngs)
@@ -186,12 +186,12 @@ class ViT(nnx.Module):
             raise UserError(f"images have {channels} channels, the model takes {c.channels}.")
         patches = patchify(images, c.patch)
         x = self.patch(patches.astype(c.compute))
-        own = c.special - c.registers  # special tokens that may have rows in the position table
+        leading = c.special - c.registers  # special tokens that may have rows in the position table
         table = self.position[...]
-        lead, body = (table[:own], table[own:]) if c.class_position else (jnp.zeros((own, c.width)), table)
+        lead, body = (table[:leading], table[leading:]) if c.class_position else (jnp.zeros((leading, c.width)), table)
         x = x + resize_grid(body, (c.side, c.side), grid, c.antialias).astype(x.dtype)
         if c.special:
-            special = self.special[...].at[:own].add(lead)
+            special = self.special[...].at[:leading].add(lead)
             x = jnp.concatenate([jnp.broadcast_to(special.astype(x.dtype), (b, *special.shape)), x], 1)
         x = self.pre_norm(x) if self.pre_norm is not None else x
         tokens = from_features(x, grid, c.special)
@@ -234,7 +234,7 @@ class ViT(nnx.Module):
 
 
 def patchify(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B N V"]:
-    """Values of the patches of `side` pixels in raster order: rows, columns, channels; what is left over is cut off."""
+    """Values of the patches of `side` pixels in raster order: rows, columns, channels; the remainder is cropped."""
     b, h, w, channels = images.shape
     rows, columns = h // side, w // side
     x = images[:, : rows * side, : columns * side].reshape(b, rows, side, columns, side, channels)
@@ -242,7 +242,7 @@ def patchify(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B N V"
 
 
 def _chosen(tokens: Tokens, keep: Bool[Array, "B N"], slots: int) -> Tokens:
-    """The special tokens and the patches to keep, in `slots` slots of which those that are filled are valid."""
+    """The special tokens and the patches to keep, in `slots` slots; those that are filled are valid."""
     special, patches = tokens.split()
     index = select.member_index(keep, slots)
     return special.concat(patches.take(index, jnp.arange(slots) < keep.sum(1, keepdims=True)))

@@ -1,4 +1,4 @@
-"""Images of any size on one grid, as large as the largest of a batch needs (Qwen2.5-VL)."""
+"""Images of any size on one grid, large enough for the largest of a batch (Qwen2.5-VL)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from jtok.models.vlm.processing.batch import Batch
 
-#: Sides are padded to a multiple of so many tokens where programs are to serve many sizes; windows are as large.
+#: Sides are padded to a multiple of this many tokens where programs serve many sizes; windows have the same side.
 SIDE_STEP = 4
 
 

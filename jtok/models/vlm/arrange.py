@@ -1,7 +1,7 @@
-"""From a batch of prompts, ids with every visual token in its place, to the arrays a vision-language model takes.
+"""Turns a batch of prompts, ids with placeholders for visual tokens, into the arrays a vision-language model takes.
 
-Text and visual tokens are set apart: text in its order, and for every feature that the tower gives its place in the
-prompt. So a program's shapes depend on the length of the text and the number of visual tokens, and on nothing else.
+Text and visual tokens are separated: text in order, and for every feature of the tower its place in the prompt. So a
+program's shapes depend on the length of the text and the number of visual tokens, and on nothing else.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Inputs:
     ids: Int[np.ndarray, "B M"]
     position: Int[np.ndarray, "B M P"]
     valid: Bool[np.ndarray, "B M"]
-    newline: Bool[np.ndarray, "B M"]  # the learned vector at the end of a row of crops, not an id
-    question: Int[np.ndarray, "B T"]  # which of the M
+    newline: Bool[np.ndarray, "B M"]  # slots of the learned vector that ends a row of crops
+    question: Int[np.ndarray, "B T"]  # indices into the M tokens
     question_valid: Bool[np.ndarray, "B T"]
     places: Places
     mixture: Mixture | None = None  # of features, where a grid is resampled
     visible: int = dataclasses.field(default=0, metadata={"static": True})  # most features of a row in its prompt
-    sizes: Int[np.ndarray, "B X 2"] | None = None  # rows and columns of features, where they differ (Qwen2.5-VL)
-    ragged: bool = dataclasses.field(default=False, metadata={"static": True})  # some features are in no prompt
+    sizes: Int[np.ndarray, "B X 2"] | None = None  # rows and columns of features, where images differ (Qwen2.5-VL)
+    ragged: bool = dataclasses.field(default=False, metadata={"static": True})  # some features are not in the prompt
     images: Int[np.ndarray, "B X"] | None = None  # which image of the row a crop belongs to, -1 = padding
     text_embedding: Float[np.ndarray, "B E"] | None = None  # of the questions, for plans that read it
 
 
 def arrange(batch: Batch, patches: tuple[int, int], *, step: int = 1) -> Inputs:
-    """The inputs for a batch whose crops have `patches` = (rows, columns) features, or images each their own.
+    """The inputs for a batch whose crops have `patches` = (rows, columns) features, or images of their own size.
 
     step: M and T are multiples of it, so that one compiled program serves prompts of many lengths.
     """
@@ -62,19 +62,19 @@ def arrange(batch: Batch, patches: tuple[int, int], *, step: int = 1) -> Inputs:
     b, n = np.nonzero(batch.newline & (batch.visual >= 0))
     newline[b, batch.visual[b, n]] = True
 
-    def taken(array: np.ndarray) -> np.ndarray:
-        behind = [(0, 0), (0, longest - order.shape[1])] + [(0, 0)] * (array.ndim - 2)
+    def text_only(array: np.ndarray) -> np.ndarray:
+        padding = [(0, 0), (0, longest - order.shape[1])] + [(0, 0)] * (array.ndim - 2)
         index = order.reshape(*order.shape, *[1] * (array.ndim - 2))
-        return np.pad(np.take_along_axis(array, index, 1), behind)
+        return np.pad(np.take_along_axis(array, index, 1), padding)
 
-    valid = taken(is_text)
+    valid = text_only(is_text)
     question, question_valid = _question(valid, places, step)
     return Inputs(
         pixels=np.moveaxis(batch.pixels, 2, -1) if batch.pixels is not None and sizes is None else batch.pixels,
-        ids=np.where(valid & ~taken(newline), taken(batch.ids), 0).astype(np.int32),
-        position=taken(position),
+        ids=np.where(valid & ~text_only(newline), text_only(batch.ids), 0).astype(np.int32),
+        position=text_only(position),
         valid=valid,
-        newline=taken(newline),
+        newline=text_only(newline),
         question=question,
         question_valid=question_valid,
         places=places,
@@ -87,7 +87,7 @@ def arrange(batch: Batch, patches: tuple[int, int], *, step: int = 1) -> Inputs:
 
 
 def _places(batch: Batch, position: np.ndarray, before: np.ndarray, patches: tuple[int, int]) -> Places:
-    """Where each feature stands; `before` counts the text up to every slot."""
+    """Where each feature is placed; `before` counts the text up to every slot."""
     rows, crops = batch.ids.shape[0], 0 if batch.pixels is None else batch.pixels.shape[1]
     each = patches[0] * patches[1]
     where = np.zeros((rows, crops * each, position.shape[-1]), np.int32)
@@ -102,7 +102,7 @@ def _places(batch: Batch, position: np.ndarray, before: np.ndarray, patches: tup
 
 
 def _images(batch: Batch, patches: tuple[int, int]) -> np.ndarray:
-    """The image of every crop, -1 for crops of which no feature is in the prompt."""
+    """The image of every crop, -1 for crops without any feature in the prompt."""
     rows, crops = batch.ids.shape[0], 0 if batch.pixels is None else batch.pixels.shape[1]
     images = np.full((rows, crops), -1, np.int32)
     b, feature = np.nonzero(batch.home >= 0)
@@ -115,7 +115,7 @@ def _up(count: int, step: int) -> int:
 
 
 def _question(valid: np.ndarray, places: Places, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens of text come after the last visual token, and which of those are real."""
+    """(indices of the text tokens after the last visual token, which of those are not padding)."""
     count = valid.sum(1)
     first = np.where(places.inside, places.before, 0).max(1, initial=0)
     index = first[:, None] + np.arange(min(_up(int((count - first).max()), step), valid.shape[1]))

@@ -1,4 +1,4 @@
-"""A question asked of a checkpoint, step by step: what can be refused is refused before its weights are read."""
+"""Answers a question with a checkpoint, step by step: bad input is refused before any weights are read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jtok.models.vlm.processing import load_processor
 
 
 def describe(path: str | os.PathLike, *, dtype: Dtype = "float32") -> VLM:
-    """The model of a Hugging Face directory without its parameters: enough to plan for it and to make its inputs.
+    """The model of a Hugging Face directory without its parameters: enough to make plans and inputs for it.
 
     Raises UserError, one sentence each, for what `jtok.load` refuses in the configs and the tokenizer, and for missing
     shards.
@@ -42,7 +42,7 @@ def with_weights(model: VLM, path: str | os.PathLike, *, dtype: Dtype = "float32
 
 
 def rehearse(model: VLM, inputs: Any, max_new_tokens: int) -> None:
-    """Traces the reading of a prompt without parameters: raises the UserErrors that reading it would raise."""
+    """Traces the prefill of a prompt without parameters: raises the UserErrors that the prefill would raise."""
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: model.config.network(nnx.Rngs(0))), nnx.Param))
     jax.eval_shape(
         lambda p: dataclasses.replace(model, params=p).read(inputs, max_new_tokens=max_new_tokens, key=_keys(0)), params
@@ -50,10 +50,10 @@ def rehearse(model: VLM, inputs: Any, max_new_tokens: int) -> None:
 
 
 def read(model: VLM, inputs: Any, *, max_new_tokens: int, seed: int = 0) -> tuple[PrefillOutput, State]:
-    """What reading one prompt leaves behind, and the state from which the answer starts."""
+    """The output of one prompt's prefill, and the state from which decoding starts."""
     keys = _keys(seed)
-    reading = model.read(inputs, max_new_tokens=max_new_tokens, key=keys)
-    return reading, State(reading.caches, reading.logits, np.zeros(1, bool), keys, reading.second)
+    output = model.read(inputs, max_new_tokens=max_new_tokens, key=keys)
+    return output, State(output.caches, output.logits, np.zeros(1, bool), keys, output.second)
 
 
 def _keys(seed: int) -> jax.Array:

@@ -1,11 +1,11 @@
-"""Several questions about the same images: on what was kept of them, or on the images read anew.
+"""Several questions about the same images, answered from the cached tokens or after rereading the images.
 
     talk = Conversation(fast, "sign.png")
     talk.ask("What is written on the sign?")
-    talk.ask("And in which colour?")                 # reads the new question alone
+    talk.ask("And in which colour?")                 # reads only the new question
     talk.ask("Is there a car?", reread=True)         # reads everything again, under the plan
 
-A method that reads the question keeps what the first one asks about; a second question may want what was dropped.
+A method that reads the question keeps what the first one asks about; a second one may need what was dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jtok.models.vlm.model import TEXT_STEP, VLM
 from jtok.models.vlm.processing.images import ImageLike
 from jtok.models.vlm.processing.processor import FPS
 
-#: Later questions are padded to a multiple of so many tokens, so that few programs are compiled.
+#: Later questions are padded to a multiple of this many tokens, so that few programs are compiled.
 QUESTION_STEP = 16
 
 
@@ -30,8 +30,8 @@ class Conversation:
     """A conversation about images or a video.
 
     image, video, fps: as in `VLM.stream`. max_new_tokens: tokens of all answers and later questions that the caches can
-    take before everything has to be read again, fewer where the model has no more positions. sampling, seed: how
-    answers are drawn.
+    take before everything has to be reread, fewer where the model runs out of positions. sampling, seed: of the
+    answers.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class Conversation:
     ):
         self.model, self.max_new_tokens, self.sampling, self.seed = model, max_new_tokens, sampling, seed
         self._media = image, video, fps
-        self._seen: tuple = ()  # images and videos, prepared with the first question
+        self._visuals: tuple = ()  # images and videos, prepared with the first question
         self._state: State | None = None
-        self.ids: list[int] = []  # everything so far, one placeholder for each image and video
+        self.ids: list[int] = []  # all ids so far, one placeholder for each image and video
 
     def ask(self, question: str, *, reread: bool = False, tokens: int = 128) -> str:
         """The whole answer; see `stream`."""
@@ -58,26 +58,26 @@ class Conversation:
     def stream(self, question: str, *, reread: bool = False, tokens: int = 128) -> Iterator[str]:
         """The answer to the next question, of at most `tokens` tokens, piece by piece.
 
-        reread: the images and all that was said are read anew, so that the plan may choose other visual tokens; else
-        only the question is, over what the caches hold. Raises UserError where they have too few free slots.
+        reread: the images and the whole conversation are read again, so that the plan may choose other visual tokens;
+        else only the question is, on top of the caches. Raises UserError where these have too few free slots.
         """
         if tokens > self.max_new_tokens:
             raise UserError(
-                f"{tokens} tokens are asked for and the conversation has {self.max_new_tokens}: raise max_new_tokens."
+                f"{tokens} tokens are requested and the conversation has {self.max_new_tokens}: raise max_new_tokens."
             )
         if self._state is None:
-            ids, *seen = self.model.begin(question, *self._media)
-            self._seen, more = tuple(seen), ids
+            new_ids, *visuals = self.model.begin(question, *self._media)
+            self._visuals = tuple(visuals)
         else:
-            more = self._following(question)
-        state = self._read(more, question, tokens) if reread or self._state is None else self._add(more, tokens)
-        self._state, self.ids = state, [*self.ids, *more]
+            new_ids = self._following(question)
+        state = self._read(new_ids, question, tokens) if reread or self._state is None else self._add(new_ids, tokens)
+        self._state, self.ids = state, [*self.ids, *new_ids]
         text = self.model.described().tokenizer.stream()
-        for ids, after in self.model.answer(state, tokens, sampling=self.sampling, stops=self._stops):
-            self._state = after
-            given = [int(i) for i in ids[0] if i >= 0]
-            self.ids += given
-            yield "".join(text.push(i) for i in given)
+        for ids, next_state in self.model.answer(state, tokens, sampling=self.sampling, stops=self._stops):
+            self._state = next_state
+            answer_ids = [int(i) for i in ids[0] if i >= 0]
+            self.ids += answer_ids
+            yield "".join(text.push(i) for i in answer_ids)
         yield text.finish()
 
     @property
@@ -85,20 +85,20 @@ class Conversation:
         return tuple(self.model.described().tokenizer.stops)
 
     def _following(self, question: str) -> list[int]:
-        """The question with what stands before it; an answer that ended by itself has written its stop token."""
+        """The question's ids with the template's before them; an answer that has ended already holds its stop token."""
         ids = self.model.described().follow_up(question)
         return ids[1:] if self.ids[-1] in self._stops and ids[0] == self.ids[-1] else ids
 
-    def _read(self, more: list[int], question: str, tokens: int) -> State:
+    def _read(self, new_ids: list[int], question: str, tokens: int) -> State:
         processor = self.model.described()
-        batch = processor.batch([processor.place([*self.ids, *more], *self._seen)])
+        batch = processor.batch([processor.place([*self.ids, *new_ids], *self._visuals)])
         inputs = self.model.about(self.model.config.arrange(batch, TEXT_STEP), [question])
-        left = self.model.positions_left(inputs)
-        limit = self.max_new_tokens if left is None else min(self.max_new_tokens, max(left, tokens))
+        positions = self.model.positions_left(inputs)
+        limit = self.max_new_tokens if positions is None else min(self.max_new_tokens, max(positions, tokens))
         return self.model.start(inputs, max_new_tokens=limit, seed=self.seed)
 
-    def _add(self, more: list[int], tokens: int) -> State:
-        length = -(-len(more) // QUESTION_STEP) * QUESTION_STEP
+    def _add(self, new_ids: list[int], tokens: int) -> State:
+        length = -(-len(new_ids) // QUESTION_STEP) * QUESTION_STEP
         free = free_slots(self._state.caches)
         if length + tokens > free:
             raise UserError(
@@ -106,5 +106,5 @@ class Conversation:
                 "ask with reread=True, or start with a larger max_new_tokens."
             )
         ids = np.zeros((1, length), np.int32)
-        ids[0, : len(more)] = more
-        return self.model.add(self._state, ids, np.arange(length)[None] < len(more))
+        ids[0, : len(new_ids)] = new_ids
+        return self.model.add(self._state, ids, np.arange(length)[None] < len(new_ids))

@@ -44,7 +44,7 @@ class ModelConfig(Protocol):
 
     @property
     def any_size(self) -> bool:
-        """Whether images become as many tokens as their size asks for."""
+        """Whether the number of visual tokens depends on the image size."""
 
     def target(self, grid: tuple[int, int] | None = None) -> Target:
         """What a method needs to know to make its plan; `grid` counts only where images have any size."""

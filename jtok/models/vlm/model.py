@@ -28,13 +28,13 @@ from jtok.models.vlm.processing.processor import FPS
 from jtok.plan import Plan
 from jtok.sharding import on_mesh_of
 
-#: Prompts are padded to a multiple of so many tokens of text, so that few programs are compiled.
+#: Prompts are padded to a multiple of this many tokens of text, so that few programs are compiled.
 TEXT_STEP = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class VLM:
-    """A model, its parameters, the plan that stands in it, and what makes its inputs (None: arrays in, ids out)."""
+    """A model, its parameters, the plan it runs under, and what makes its inputs (None: arrays in, ids out)."""
 
     config: ModelConfig
     params: dict[str, Any]
@@ -46,11 +46,11 @@ class VLM:
 
         Raises UserError where prompt and answer take more positions than the model was made for.
         """
-        left = self.positions_left(inputs)
-        if left is not None and max_new_tokens > left:
+        free = self.positions_left(inputs)
+        if free is not None and max_new_tokens > free:
             context = self.config.language.context
             raise UserError(
-                f"the prompt takes {context - left} positions of the {context} that the model has, which leaves "
+                f"the prompt takes {context - free} positions of the {context} that the model has, which leaves "
                 f"none for {max_new_tokens} more tokens: ask for a shorter answer, or give fewer or smaller images."
             )
         model = self.fitted(inputs)
@@ -58,14 +58,14 @@ class VLM:
             return model._read(model.params, model.plan, inputs, max_new_tokens, key)
 
     def positions_left(self, inputs: Inputs) -> int | None:
-        """Positions behind the longest prompt of a batch; None where they are not known before it is read."""
+        """Positions left after the longest prompt of a batch; None where they are not known before prefill."""
         context = self.config.language.context
         if not context or self.plan.placed in ("renumber", "order") or isinstance(inputs.position, jax.core.Tracer):
             return None
         return context - 1 - int(np.where(np.asarray(inputs.valid)[..., None], inputs.position, -1).max())
 
     def fitted(self, inputs: Inputs) -> VLM:
-        """The model with its plan made for the largest image of a batch, if images may have any size."""
+        """The model with its plan made for the largest image of a batch, if image sizes may vary."""
         if self.plan.make is None or not self.config.any_size:
             return self
         sizes = np.asarray(inputs.sizes).reshape(-1, 2)
@@ -76,17 +76,17 @@ class VLM:
         return self._fitted[rows, columns]
 
     def about(self, inputs: Inputs, questions: Sequence[str]) -> Inputs:
-        """The inputs with what the plan wants to know of their questions beside the prompts' ids (`Plan.embed`)."""
+        """The inputs with the embeddings of their questions that the plan reads, if any (`Plan.embed`)."""
         if self.plan.embed is None:
             return inputs
         return dataclasses.replace(inputs, text_embedding=np.asarray(self.plan.embed(questions)))
 
     def start(self, inputs: Inputs, *, max_new_tokens: int = 256, seed: int = 0) -> State:
-        """Reads prompts, ready to answer."""
+        """Runs prefill; the state is ready for decoding."""
         keys = jax.random.split(jax.random.key(seed), inputs.ids.shape[0])
-        reading = self.read(inputs, max_new_tokens=max_new_tokens, key=keys)
+        output = self.read(inputs, max_new_tokens=max_new_tokens, key=keys)
         done = np.zeros(inputs.ids.shape[0], bool)
-        return State(reading.caches, reading.logits, done, keys, reading.second)
+        return State(output.caches, output.logits, done, keys, output.second)
 
     def answer(
         self,
@@ -97,19 +97,19 @@ class VLM:
         stops: tuple[int, ...] = (),
         block: int = 8,
     ) -> Iterator[tuple[np.ndarray, State]]:
-        """Blocks of ids [B, up to `block`] (-1 = nothing) with the state behind each; see `generate.stream`."""
+        """Blocks of ids [B, up to `block`] (-1 = nothing) with the state after each; see `generate.stream`."""
         language = self.params["language"]
-        more = {"stops": stops, "sampling": sampling or Sampling(), "block": block, "plan": answering(self.plan)}
-        blocks = stream(self._language, language, state, tokens, **more)
+        options = {"stops": stops, "sampling": sampling or Sampling(), "block": block, "plan": answering(self.plan)}
+        blocks = stream(self._language, language, state, tokens, **options)
         while True:
             with on_mesh_of(language):  # not while the caller holds a block
-                found = next(blocks, None)
-            if found is None:
+                ids_and_state = next(blocks, None)
+            if ids_and_state is None:
                 return
-            yield found
+            yield ids_and_state
 
     def add(self, state: State, ids: np.ndarray, valid: np.ndarray) -> State:
-        """The conversation with more text [B,T], padded behind: the next question, over what was kept of the image.
+        """Appends right-padded text [B,T], such as the next question, to a state, on top of the kept visual tokens.
 
         Raises UserError where the caches have too few free slots for it.
         """
@@ -132,7 +132,7 @@ class VLM:
     ) -> Iterator[str]:
         """The answer to a question, piece by piece.
 
-        image: one, several, or None beside a video. video: frames of one size, of which `fps` are shown a second.
+        image: one, several, or None beside a video. video: frames of one size at `fps` frames per second.
         Raises UserError for images that cannot be read and for models that take no videos.
         """
         inputs = self.inputs(question, image, video=video, fps=fps)
@@ -153,7 +153,7 @@ class VLM:
         return self.about(self.config.arrange(batch, TEXT_STEP), [question])
 
     def speak(self, state: State, tokens: int, *, sampling: Sampling | None = None) -> Iterator[str]:
-        """The answer of a batch of one, piece by piece, until its stop token or `tokens` of them; uses the state up."""
+        """The answer of a batch of one, piece by piece, until its stop token or `tokens` tokens; consumes the state."""
         tokenizer = self.described().tokenizer
         text = tokenizer.stream()
         for ids, _ in self.answer(state, tokens, sampling=sampling, stops=tuple(tokenizer.stops)):
@@ -171,7 +171,7 @@ class VLM:
         processor = self.described()
         images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
         if not images and video is None:
-            raise UserError("there is nothing to look at: pass an image, several, or the frames of a video.")
+            raise UserError("there is no image to read: pass an image, several, or the frames of a video.")
         videos = [] if video is None else [processor.video(list(video), fps)]
         return processor.encode(question, len(images), len(videos)), processor.images(images), videos
 
@@ -216,9 +216,9 @@ def load(path: str | os.PathLike, *, dtype: Dtype = "float32", mesh: Mesh | None
     """A vision-language model from a local Hugging Face directory.
 
     dtype: of the decoder's parameters and of all activations. mesh: the devices that share it, such as
-    `jtok.make_mesh(tensor=8)`; None: it lives on the first one. Raises UserError, one sentence each, for what
+    `jtok.make_mesh(tensor=8)`; None: the first device alone. Raises UserError, one sentence each, for what
     `load_vlm.load_vlm` and `processing.load_processor` refuse; no weight is read before both configs are understood.
     """
-    vlm_config(path)  # before the tokenizer, so that a wrong model is called that
+    vlm_config(path)  # before the tokenizer, so that the error names a wrong model first
     processor = load_processor(path)  # before the weights, which take long
     return VLM(*load_vlm(path, dtype=dtype, mesh=mesh), processor=processor)

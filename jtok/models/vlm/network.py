@@ -42,7 +42,7 @@ class VLMConfig:
     tower: ViTConfig | QwenVisionConfig
     projector: ProjectorConfig
     language: DecoderConfig
-    image_token: int  # id that stands for a visual token
+    image_token: int  # id of the placeholder for a visual token
     drop_class: bool = True  # the class token is no visual token
     newline: bool = False  # a learned vector ends each row of a mosaic of crops
 
@@ -53,7 +53,7 @@ class VLMConfig:
 
     @property
     def any_size(self) -> bool:
-        """Images become as many tokens as their size asks for."""
+        """Whether the number of visual tokens depends on the image size."""
         return self.tower.any_size
 
     def target(self, grid: tuple[int, int] | None = None) -> Target:
@@ -81,7 +81,7 @@ class VLMConfig:
         return VLMNetwork(self, rngs)
 
     def decoder(self, rngs: nnx.Rngs) -> Decoder:
-        """The part that answers, as it stands in `network`."""
+        """The decoder, built as it is in `network`."""
         return Decoder(self.language, rngs)
 
     def arrange(self, batch: Batch, step: int = 1) -> Inputs:
@@ -92,7 +92,7 @@ class VLMConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PrefillOutput:
-    """What reading a prompt leaves behind."""
+    """The result of prefill."""
 
     logits: Float[Array, "B V"]  # of the answer's first token, float32
     caches: Caches
@@ -103,7 +103,7 @@ class PrefillOutput:
 
 
 class VLMNetwork(nnx.Module):
-    """The arrays of a vision-language model, and the way through it."""
+    """A vision-language model: tower, projector and decoder, with their forward pass."""
 
     def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
         c = self.config = config
@@ -122,7 +122,7 @@ class VLMNetwork(nnx.Module):
         self.config.check(plan)
         b = inputs.ids.shape[0]
         keys = jnp.broadcast_to(jax.random.key(0), (b,)) if key is None else key
-        tokens, places, run = self._look(inputs, plan, keys)
+        tokens, places, run = self._encode_images(inputs, plan, keys)
         text = self._text(inputs)
         tokens = _pack(_within(tokens, places), inputs.visible)
         sequence = assemble(tokens, text, places, plan.placed)
@@ -151,15 +151,15 @@ class VLMNetwork(nnx.Module):
         tokens = plan.decoding.second_stream(entry.visual_tokens(), attention, run.key)
         changed = entry.replace(x=entry.x.at[rows, entry.slots].set(tokens.x.astype(entry.x.dtype)))
         alone = dataclasses.replace(plan, sites={}, layers=None, decoding=None)
-        again = Run(alone, tokens, run.known, run.key, slots=SLOTS)
-        sequence, caches = prefill(self.language, changed, again, free, plan.placed)
+        second_run = Run(alone, tokens, run.known, run.key, slots=SLOTS)
+        sequence, caches = prefill(self.language, changed, second_run, free, plan.placed)
         return Stream(caches, self._last_logits(sequence))
 
-    def _look(self, inputs: Inputs, plan: Plan, keys: Array) -> tuple[Tokens, Places, Run]:
-        """(projected visual tokens of each row, where they stand, the run so far).
+    def _encode_images(self, inputs: Inputs, plan: Plan, keys: Array) -> tuple[Tokens, Places, Run]:
+        """(projected visual tokens of each row, their places in the prompt, the run so far).
 
-        Grids are resampled behind the projector and before its site, unless a plan has reduced them in the tower: then
-        its tokens go on, each at the place of the resampled token nearest to its centre.
+        Grids are resampled after the projector and before its site, unless a plan has reduced them in the tower: then
+        the reduced tokens are used, each at the place of the resampled token nearest to its centre.
         """
         if inputs.pixels is None:
             raise UserError("no prompt of this batch has an image: give one of them an image.")
@@ -169,20 +169,20 @@ class VLMNetwork(nnx.Module):
         taps = tuple(getattr(projector, "layers_read", ()))
         images = jnp.reshape(inputs.pixels, (b * crops, *inputs.pixels.shape[2:]))
         given = {} if inputs.text_embedding is None else {"text_embedding": jnp.repeat(inputs.text_embedding, crops, 0)}
-        more = {"sizes": jnp.reshape(inputs.sizes, (b * crops, 2))} if inputs.sizes is not None else {"given": given}
-        seen = self.tower(images, plan.part("tower"), key=each, hidden=bool(taps), **more)
-        # a reducer that wants the class token to go on has made it an ordinary token
-        tokens = seen.tokens.split()[1] if self.config.drop_class else seen.tokens.replace(special=0)
-        patches = slice(seen.tokens.special, None)
-        tokens = projector(tokens, [seen.hidden[i][:, patches] for i in taps], plan.projector_count)
+        extra = {"sizes": jnp.reshape(inputs.sizes, (b * crops, 2))} if inputs.sizes is not None else {"given": given}
+        encoded = self.tower(images, plan.part("tower"), key=each, hidden=bool(taps), **extra)
+        # a reducer that passes the class token on has made it an ordinary token
+        tokens = encoded.tokens.split()[1] if self.config.drop_class else encoded.tokens.replace(special=0)
+        patches = slice(encoded.tokens.special, None)
+        tokens = projector(tokens, [encoded.hidden[i][:, patches] for i in taps], plan.projector_count)
         tokens = _on_grid(tokens, plan.grid, self.config.grid)
         whole = tokens.count == self.config.grid[0] * self.config.grid[1]
         tokens, places = fold(tokens, crops), inputs.places
         if inputs.mixture is not None and whole:
             tokens, places = mix(tokens, inputs.mixture), inputs.mixture.places
-        tokens = _within(tokens, places) if inputs.ragged else tokens  # what is in no prompt takes nobody's share
-        known, left = self.config.sites(), {"memory": dict(seen.memory), "stages": dict(seen.stages)}
-        run = Run(plan, tokens, known, keys, slots=SLOTS, **left)
+        tokens = _within(tokens, places) if inputs.ragged else tokens  # those outside the prompt get no share
+        known, results = self.config.sites(), {"memory": dict(encoded.memory), "stages": dict(encoded.stages)}
+        run = Run(plan, tokens, known, keys, slots=SLOTS, **results)
         if inputs.images is not None:
             run.signals = {"crop_image": jnp.take_along_axis(jnp.asarray(inputs.images), tokens.segment, 1)}
         run.reduce(PROJECTOR)
@@ -197,18 +197,18 @@ class VLMNetwork(nnx.Module):
     def _check_window(self, sequence: TokenSequence, max_new_tokens: int) -> None:
         window, length = self.config.language.window, sequence.x.shape[1] + max_new_tokens
         if window and length > window:
-            raise UserError(f"prompt and answer take {length} tokens, the decoder looks back {window}: shorten them.")
+            raise UserError(f"prompt and answer take {length} tokens, more than the window of {window}: shorten them.")
 
 
 def _for_answer(plan: Plan, caches: Caches) -> Caches:
-    """The caches without the attention of the latest token, unless a policy goes on reading it."""
+    """The caches without the attention of the latest token, unless a cache policy reads it while decoding."""
     if plan.cache is not None and "last_token_attention" in plan.cache.reads:
         return caches
     return tuple(dataclasses.replace(cache, attention=None) for cache in caches)
 
 
 def check_answer(plan: Plan, depth: int) -> None:
-    """Raises UserError for a cache policy or decoding rule that reads what it cannot, or exits that are no layers."""
+    """Raises UserError for a cache policy or decoding rule that reads what it cannot, or exits that are not layers."""
     for part in (plan.cache, plan.decoding):
         unknown = sorted(set(part.reads) - {"last_token_attention"}) if part is not None else []
         if unknown:
@@ -220,7 +220,7 @@ def check_answer(plan: Plan, depth: int) -> None:
 
 
 def _on_grid(tokens: Tokens, small: tuple[int, int] | None, grid: tuple[int, int]) -> Tokens:
-    """Positions of a smaller image's patches on the grid of the prompt, which was written for the whole image."""
+    """Maps positions of a downsampled image's patches to the prompt's grid, which is that of the full image."""
     if small is None:
         return tokens
     ratio = jnp.asarray([g / s for g, s in zip(grid, small, strict=True)])
@@ -228,13 +228,13 @@ def _on_grid(tokens: Tokens, small: tuple[int, int] | None, grid: tuple[int, int
 
 
 def _within(tokens: Tokens, places: Places) -> Tokens:
-    """Masks the tokens whose place is in no prompt."""
+    """Masks the tokens whose place is outside the prompt."""
     inside = jnp.take_along_axis(jnp.asarray(places.inside), places.of(tokens), 1)
     return tokens.replace(valid=tokens.mask() & inside)
 
 
 def _pack(tokens: Tokens, visible: int) -> Tokens:
-    """Drops slots that no row needs: features outside of the prompt (the padding of mosaics)."""
+    """Drops slots that no row uses: features outside the prompt (the padding of mosaics)."""
     if tokens.count <= visible:
         return tokens
     index = jnp.argsort(~tokens.mask(), 1, stable=True)[:, :visible].astype(jnp.int32)

@@ -1,7 +1,7 @@
 """Grids of visual tokens that are resampled: a token is a weighted sum of up to four features of the tower.
 
-LLaVA-OneVision (arXiv:2408.03326) shrinks large mosaics of crops and the frames of videos bilinearly, behind the
-projector. Where a token takes its features from is known before anything is traced (`processing.layout`).
+LLaVA-OneVision (arXiv:2408.03326) shrinks large mosaics of crops and the frames of videos bilinearly, after the
+projector. The features that a token is made of are known before tracing (`processing.layout`).
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from jtok.tokens import Tokens
 class Mixture:
     """R tokens of a row, each a sum over K of `weight` times the feature at `source`; F features.
 
-    A grid that is resampled is one segment (each frame of a video is), numbered as its first crop; grids that are not
-    keep a segment for every crop, so that a row does not depend on what else is in its batch.
+    A grid that is resampled is one segment (each frame of a video is), numbered as its first crop; other grids
+    keep one segment per crop, so that a row does not depend on the rest of its batch.
     """
 
     source: Int[Array, "B R K"]
     weight: Float[Array, "B R K"]
     position: Float[Array, "B R 2"]  # row and column in the segment's grid
     segment: Int[Array, "B R"]
-    owner: Int[Array, "B F"]  # the token that stands where a feature is, -1 = none
+    owner: Int[Array, "B F"]  # the token at each feature's place, -1 = none
     places: Places  # of the R tokens
 
 
 def mix(tokens: Tokens, mixture: Mixture) -> Tokens:
-    """The tokens that a language model sees, of all features in their order [B,F,D].
+    """The tokens that a language model reads, from all features in order [B,F,D].
 
-    They are the patches from here on: of size 1, on the grid of their segment. A token of which a part is masked is
-    the mean of the rest; without any rest it is padding.
+    They count as patches from here on: of size 1, on the grid of their segment. A token with masked sources is the
+    mean of the others; if all are masked, it is padding.
     """
     mask = tokens.mask().astype(jnp.float32)
     taps = [(mixture.source[..., i], mixture.weight[..., i]) for i in range(mixture.source.shape[-1])]
@@ -128,7 +128,7 @@ def _rectangles(shape: tuple[int, int], b, r, segment, row, column) -> tuple[np.
     for table, values in ((first, r), (top, row), (left, column)):
         np.minimum.at(table, (b, segment), values)
     np.maximum.at(right, (b, segment), column)
-    there = right >= 0
-    width = np.where(there, right - left + 1, 1)
-    start = np.where(there, first - top * width - left, 0)
+    filled = right >= 0
+    width = np.where(filled, right - left + 1, 1)
+    start = np.where(filled, first - top * width - left, 0)
     return start.astype(np.int32), width.astype(np.int32)

@@ -13,7 +13,7 @@ ASSET = "assets/digit_questions"
 
 
 def shipped(*, dtype: Dtype = "float32") -> VLM:
-    """The model, loaded. Raises UserError where this copy of jtok came without it."""
+    """The model, loaded. Raises UserError if this copy of jtok lacks it."""
     directory = importlib.resources.files("jtok") / ASSET
     if not directory.is_dir():
         raise UserError("no vision-language model comes with this copy of jtok: add --model=DIR, a checkpoint's.")

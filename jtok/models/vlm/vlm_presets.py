@@ -1,4 +1,4 @@
-"""Shapes of vision-language models by name, with random parameters: for measuring, where no checkpoint is needed."""
+"""Shapes of vision-language models by name, with random parameters: for benchmarks, which need no checkpoint."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def make_vlm_config(preset: str, *, dtype: Dtype = "float32") -> ModelConfig:
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
-    """Parameters drawn in their own dtype, layer by layer: beside them there is never more than one layer's array.
+    """Parameters drawn in their own dtype, layer by layer, so that temporary memory is at most one layer's array.
 
-    Norms are one, biases zero, all else normal with deviation 0.02.
+    Norms are one, biases zero, all else normal with standard deviation 0.02.
     """
     like = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: config.network(nnx.Rngs(0))), nnx.Param))
     leaves, tree = jax.tree_util.tree_flatten_with_path(like)

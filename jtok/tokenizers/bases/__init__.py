@@ -1,4 +1,4 @@
-"""Frozen 2-D tokenizers that others stand on: AutoencoderKL, KL-16, VQGAN and MaskGIT's VQGAN."""
+"""Frozen 2-D base tokenizers of others: AutoencoderKL, KL-16, VQGAN and MaskGIT's VQGAN."""
 
 from jtok.tokenizers.bases.autoencoder_kl import AutoencoderKL, KLConfig
 from jtok.tokenizers.bases.open_base import open_base

@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion with Gaussian latents, as diffusers' `AutoencoderKL` and MAR's KL-16 hold it.
 
 "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv:2112.10752. FlexTok's VAEs are such files (stride
-8; 4, 8 or 16 channels). What stands on it sees latents that are shifted and scaled to about unit variance.
+8; 4, 8 or 16 channels). Tokenizers built on it read latents shifted and scaled to about unit variance.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from jtok.checkpoints.rules import Rule, linear
 from jtok.tokenizers.autoencoder import ConvDecoder, ConvEncoder, ConvShape
 from jtok.tokenizers.autoencoder_names import decoder_names, encoder_names
 
-#: What diffusers takes where a config.json states no scaling_factor.
+#: Default of diffusers where a config.json states no scaling_factor.
 DIFFUSERS_SCALE = 0.18215
 
 
 @dataclasses.dataclass(frozen=True)
 class KLConfig:
     """scale, shift: latents are (z - shift) x scale. unscale: whether `decode` undoes that. signed: the network reads
-    and writes pixels in [-1,1], else in [0,1]. moments, decoding: 1 x 1 convolutions behind the encoder and before the
+    and writes pixels in [-1,1], else in [0,1]. moments, decoding: 1 x 1 convolutions after the encoder and before the
     decoder. naming: of the file's tensors."""
 
     shape: ConvShape
@@ -52,7 +52,7 @@ class AutoencoderKL(nnx.Module):
 
     @property
     def channels(self) -> int:
-        """Of the latents."""
+        """Channels of the latents."""
         return self.config.shape.channels
 
     @property

@@ -1,7 +1,7 @@
-"""MAR's KL-16: an autoencoder of stride 16 with 16 channels, on which ALIT and KARL stand in their VAE variant.
+"""MAR's KL-16: an autoencoder of stride 16 with 16 channels, the base of ALIT and KARL in their VAE variant.
 
 "Autoregressive Image Generation without Vector Quantization" (MAR), arXiv:2406.11838. MAR reads pixels in
-[-1,1], and multiplies latents by 0.2325, which it undoes before decoding. The code of ALIT and KARL hands it pixels in
+[-1,1], and multiplies latents by 0.2325, which it undoes before decoding. The code of ALIT and KARL gives it pixels in
 [0,1] and decodes scaled latents as they are, which the decoders in their checkpoints are fine-tuned to.
 """
 

@@ -1,4 +1,4 @@
-"""Opens the file of a base tokenizer, whichever it is: its tensors say what it is and how large."""
+"""Opens the file of any base tokenizer: its tensors determine which one it is and its sizes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from jtok.tokenizers.bases.vqgan import VQGAN, VQGANConfig, taming_config
 from jtok.tokenizers.released import fill
 
 KINDS = "diffusers' AutoencoderKL, MAR's KL-16, taming-transformers' VQGAN or MaskGIT's"
-#: What an encoder's first tensor is called in all of them, behind the prefix.
+#: Name of the encoder's first tensor in all of them, after the prefix.
 FIRST = "encoder.conv_in.weight"
 
 
 def open_base(source: str | os.PathLike | Weights, *, stated: Mapping[str, Any] | None = None) -> AutoencoderKL | VQGAN:
-    """The base tokenizer of a safetensors file or directory, alone or inside a checkpoint of what stands on it.
+    """The base tokenizer of a safetensors file or directory, alone or inside the checkpoint of a tokenizer built on it.
 
     Its parameters are `Frozen`. stated: fields of a config.json of diffusers (default: the one beside the file).
     Raises UserError for files of anything else, pickles, missing and unknown tensors, and wrong shapes.
@@ -37,14 +37,14 @@ def open_base(source: str | os.PathLike | Weights, *, stated: Mapping[str, Any] 
     config = _config(weights, prefix, naming, stated)
     made = AutoencoderKL if isinstance(config, KLConfig) else VQGAN
     net = nnx.eval_shape(lambda: made(config, nnx.Rngs(0)))
-    left = [prefix + part for part in ("loss.", "model_ema.", "logvar")]  # of their training
-    return frozen(fill(net, weights, net.names(), left, under=prefix))
+    ignored = [prefix + part for part in ("loss.", "model_ema.", "logvar")]  # of their training
+    return frozen(fill(net, weights, net.names(), ignored, under=prefix))
 
 
 def base_prefix(weights: Weights) -> str | None:
     """What the names of a base's tensors begin with, None if there is no base in the checkpoint."""
-    found = [name.removesuffix(FIRST) for name in weights.shapes if name.endswith(FIRST)]
-    return found[0] if len(found) == 1 else None
+    prefixes = [name.removesuffix(FIRST) for name in weights.shapes if name.endswith(FIRST)]
+    return prefixes[0] if len(prefixes) == 1 else None
 
 
 def _config(weights: Weights, prefix: str, naming: str, stated: Mapping[str, Any] | None) -> KLConfig | VQGANConfig:

@@ -45,7 +45,7 @@ class VQGAN(nnx.Module):
 
     @property
     def channels(self) -> int:
-        """Of a code."""
+        """Channels of a code."""
         return self.config.code_width
 
     @property

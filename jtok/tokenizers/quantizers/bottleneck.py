@@ -1,4 +1,4 @@
-"""What every quantizer returns, and how a gradient passes it."""
+"""What every quantizer returns, and how gradients pass through it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def straight_through(z: Float[Array, "*b d"], q: Float[Array, "*b d"]) -> Float[
 
 
 def rotate(z: Float[Array, "*b d"], q: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:
-    """q forward; backward, z is turned and stretched onto q, so that the angle between gradient and z is kept.
+    """q forward; backward, z is rotated and scaled onto q, so that the angle between gradient and z is preserved.
 
     The rotation trick, "Restructuring Vector Quantization with the Rotation Trick", arXiv:2410.06424.
     """
@@ -37,8 +37,8 @@ def rotate(z: Float[Array, "*b d"], q: Float[Array, "*b d"], eps: float = 1e-6) 
     u, v = stop(z) / z_norm, stop(q) / q_norm
     r = (u + v) / jnp.maximum(jnp.linalg.norm(u + v, axis=-1, keepdims=True), eps)
     along = (z * r).sum(-1, keepdims=True)
-    turned = z - 2 * along * r + 2 * (z * u).sum(-1, keepdims=True) * v
-    return turned * (q_norm / z_norm)
+    rotated = z - 2 * along * r + 2 * (z * u).sum(-1, keepdims=True) * v
+    return rotated * (q_norm / z_norm)
 
 
 def entropy(p: Float[Array, "*b k"], *, floor: float = 0.0, eps: float = 0.0) -> Float[Array, "*b"]:

@@ -1,7 +1,7 @@
 """A codebook kept as moving averages of the latents that were assigned to each code; it gets no gradient.
 
-Appendix of VQ-VAE, arXiv:1711.00937, in the form of the widely used third-party code; codes that nothing is assigned
-to any more are put onto latents of the batch ("dead-code revival", Jukebox, arXiv:2005.00341).
+Appendix of VQ-VAE, arXiv:1711.00937, in the form of the widely used third-party code; codes that are no longer
+used are moved to latents of the batch ("dead-code revival", Jukebox, arXiv:2005.00341).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jtok.tokenizers.quantizers.vq import lookup, unit
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Codebook:
-    """codes [K,D], and the moving averages behind them: latents a code [K], their sums [K,D]; all float32."""
+    """codes [K,D], and their moving averages: latents per code [K], their sums [K,D]; all float32."""
 
     codes: Float[Array, "k d"]
     count: Float[Array, "k"]  # noqa: F821

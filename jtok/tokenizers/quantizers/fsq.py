@@ -93,10 +93,10 @@ class FSQ:
         """Level of every channel, from 0."""
         levels = np.asarray(self.levels)
         if self.variant == "symmetric":
-            found = (values + 1) * (levels - 1) / 2
+            scaled = (values + 1) * (levels - 1) / 2
         else:
-            found = values * (levels // 2) + levels // 2
-        return jnp.clip(jnp.round(lax.stop_gradient(found)), 0, levels - 1).astype(jnp.int32)
+            scaled = values * (levels // 2) + levels // 2
+        return jnp.clip(jnp.round(lax.stop_gradient(scaled)), 0, levels - 1).astype(jnp.int32)
 
     def indices(self, values: Float[Array, "*b d"]) -> Int[Array, "*b"]:
         """The index of each code in [0, size)."""

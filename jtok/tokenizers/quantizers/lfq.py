@@ -50,7 +50,7 @@ class LFQ:
     ) -> Quantized:
         """z [..., codebooks * bits] -> values of that shape, float32; indices [...] (or [..., codebooks]).
 
-        valid: latents that enter the losses (default: all). Losses are there in training only.
+        valid: latents that enter the losses (default: all). Losses are returned in training only.
         """
         z = z.astype(jnp.float32)
         if self.clamp is not None:

@@ -82,7 +82,7 @@ class MultiScaleVQ(nnx.Module):
         self.smooth = nnx.List([nnx.Conv(width, width, **conv) for _ in range(convolutions)])
 
     def smoother(self, scale: int) -> int:
-        """Which convolution a scale (from 0) uses: the nearest of evenly spread ticks, the first of equals."""
+        """Index of the convolution of a scale (from 0): the nearest of evenly spaced ticks, ties to the first."""
         q, s = len(self.smooth), len(self.sides)
         edge = 1 / (3 * q) if q == 4 else 1 / (2 * q)
         ticks = np.linspace(edge, 1 - edge, q)

@@ -1,4 +1,4 @@
-"""Product quantization: channels are split into groups, each with a quantizer of its own.
+"""Product quantization: channels are split into groups, each with its own quantizer.
 
 "Product Quantization for Nearest Neighbor Search", Jégou et al., PAMI 2011; in tokenizers: ImageFolder,
 arXiv:2410.01756.
@@ -29,11 +29,11 @@ class Product(nnx.Module):
         if z.shape[-1] != sum(self.widths):
             raise UserError(f"a product of widths {self.widths} takes {sum(self.widths)} channels, not {z.shape[-1]}.")
         cuts = [sum(self.widths[:i]) for i in range(1, len(self.widths))]
-        found = [part(x, train=train) for part, x in zip(self.parts, jnp.split(z, cuts, -1), strict=True)]
+        outputs = [part(x, train=train) for part, x in zip(self.parts, jnp.split(z, cuts, -1), strict=True)]
         return Quantized(
-            jnp.concatenate([f.values for f in found], -1),
-            jnp.stack([f.indices for f in found], -1),
-            mean_losses([f.losses for f in found]),
+            jnp.concatenate([o.values for o in outputs], -1),
+            jnp.stack([o.indices for o in outputs], -1),
+            mean_losses([o.losses for o in outputs]),
         )
 
     def decode(self, indices: Int[Array, "*b g"]) -> Float[Array, "*b d"]:

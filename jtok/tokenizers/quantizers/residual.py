@@ -1,4 +1,4 @@
-"""Residual quantization: each quantizer takes what the ones before it have left.
+"""Residual quantization: each quantizer encodes the residual of those before it.
 
 "Autoregressive Image Generation using Residual Quantization", arXiv:2203.01941, CVPR 2022; in the form of SoundStream,
 arXiv:2107.03312, with quantizer dropout, so that any number of the first stages is a code by itself.
@@ -28,20 +28,20 @@ class Residual(nnx.Module):
     ) -> Quantized:
         """z [..., d] -> values, indices [..., stages]; losses are means over stages.
 
-        count: stages used by each latent (default: all); the indices behind them are -1.
+        count: stages used by each latent (default: all); later indices are -1.
         """
         rest, total, indices, losses = z.astype(jnp.float32), jnp.zeros(z.shape, jnp.float32), [], []
         for i, stage in enumerate(self.stages):
-            found = stage(rest, train=train)
+            quantized = stage(rest, train=train)
             used = jnp.ones(z.shape[:-1], bool) if count is None else i < count
-            q = jnp.where(used[..., None], lax.stop_gradient(found.values), 0.0)
+            q = jnp.where(used[..., None], lax.stop_gradient(quantized.values), 0.0)
             total, rest = total + q, rest - q
-            indices.append(jnp.where(used, found.indices, -1))
-            losses.append(found.losses)
+            indices.append(jnp.where(used, quantized.indices, -1))
+            losses.append(quantized.losses)
         return Quantized(straight_through(z, total), jnp.stack(indices, -1), mean_losses(losses))
 
     def decode(self, indices: Int[Array, "*b s"]) -> Float[Array, "*b d"]:
-        """The sum of the stages' codes; stages of index -1, and stages left away at the end, add nothing."""
+        """The sum of the stages' codes; stages of index -1, and missing last stages, add nothing."""
         total = 0.0
         for i in range(indices.shape[-1]):
             index = indices[..., i]

@@ -1,7 +1,7 @@
 """Vector quantization with a learned codebook: by gradient, or as moving averages of what was assigned to each code.
 
 "Neural Discrete Representation Learning" (VQ-VAE), arXiv:1711.00937; l2-normalised codes: ViT-VQGAN, arXiv:2110.04627;
-entropy loss: MAGVIT, arXiv:2212.05199. The lookup is `jtok.kernels.nearest`, so the distances never stand in memory.
+entropy loss: MAGVIT, arXiv:2212.05199. The lookup is `jtok.kernels.nearest`, so the distances are never materialised.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class VQ(nnx.Module):
         total = self.beta * losses["commitment"] + losses["codebook"]
         if self.entropy_weight:
             codes = unit(self.codebook[...]) if self.cosine else self.codebook[...]
-            found = entropy_loss(squared_distances(z.reshape(-1, z.shape[-1]), codes), self.temperature)
-            losses |= {"entropy": found["total"]}
-            total = total + self.entropy_weight * found["total"]
+            entropies = entropy_loss(squared_distances(z.reshape(-1, z.shape[-1]), codes), self.temperature)
+            losses |= {"entropy": entropies["total"]}
+            total = total + self.entropy_weight * entropies["total"]
         return losses | {"total": total}
 
     def decode(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:

@@ -183,11 +183,11 @@ def test_arrays_and_files_are_the_images_they_hold(tmp_path):
     image = Image.fromarray(array)
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
-    image.save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "rotated.png", exif=exif)
     for same in (array, image, np.dstack([array, array[..., :1]])):
         assert np.array_equal(np.asarray(open_image(same)), array)
     assert np.array_equal(np.asarray(open_image(array[..., :1])), np.repeat(array[..., :1], 3, 2))
-    assert np.array_equal(np.asarray(open_image(tmp_path / "turned.png")), np.rot90(array, -1))
+    assert np.array_equal(np.asarray(open_image(tmp_path / "rotated.png")), np.rot90(array, -1))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_an_image_that_vanishes_in_every_pinpoint():
     "family, files, says",
     [
         ("llava", dict(preprocessor_config={"do_rescale": False}), "do_rescale is false"),
-        ("llava", dict(preprocessor_config={"size": 48, "crop_size": 48}), "the tower sees 56 x 56"),
+        ("llava", dict(preprocessor_config={"size": 48, "crop_size": 48}), "the tower takes 56 x 56"),
         ("llava", dict(preprocessor_config=[1]), "JSON list"),
         ("llava", dict(config={"model_type": "resnet"}), "model type 'resnet'"),
         ("llava", dict(config=None), "no config.json"),

@@ -26,10 +26,10 @@ def settings(pinpoints, max_crops=0):
 
 def gathered(spans, features):
     """The tokens that a model would gather from features [crops, patches, D]."""
-    told = layout(spans)
+    result = layout(spans)
     flat = features.reshape(-1, features.shape[-1])
-    tokens = (told.weight[..., None] * flat[told.source]).sum(1)
-    return np.where(told.newline[:, None], NEWLINE, tokens)
+    tokens = (result.weight[..., None] * flat[result.source]).sum(1)
+    return np.where(result.newline[:, None], NEWLINE, tokens)
 
 
 def reference(model, features, size, pinpoints, **options):
@@ -91,16 +91,16 @@ def test_onevision_video(side):
 def test_what_a_reducer_sees_of_a_mosaic():
     """A 2 x 2 mosaic of 4 x 4 patches with one row cut away at the top and at the bottom."""
     spans = Span("image", (4, 4), (4, 4)), Span("image", (6, 8), (4, 4), 1, (2, 2), window=(1, 0, 6, 8), newline="row")
-    told = layout(spans)
-    assert len(told) == 16 + 6 * 9
-    body = {name: getattr(told, name)[16:].reshape(6, 9, -1) for name in ("source", "crop", "position", "newline")}
-    assert (told.span == np.repeat([0, 1], [16, 54])).all() and (told.crop[:16] == 0).all()
+    result = layout(spans)
+    assert len(result) == 16 + 6 * 9
+    body = {name: getattr(result, name)[16:].reshape(6, 9, -1) for name in ("source", "crop", "position", "newline")}
+    assert (result.span == np.repeat([0, 1], [16, 54])).all() and (result.crop[:16] == 0).all()
     assert body["newline"][:, 8].all() and not body["newline"][:, :8].any()
     assert (body["crop"][:3, :4] == 1).all() and (body["crop"][:3, 4:] == 2).all()
     assert (body["crop"][3:, :4] == 3).all() and (body["crop"][3:, 4:] == 4).all()
     assert (body["position"][2, 5] == [0, 2, 5]).all() and (body["position"][2, 8] == [0, 2, 8]).all()
     assert body["source"][0, 0, 0] == 16 + 4 and body["source"][0, 8, 0] == -1
-    assert set(told.source.ravel()) - {-1} == set(range(80)) - {
+    assert set(result.source.ravel()) - {-1} == set(range(80)) - {
         *range(16, 20),
         *range(32, 36),
         *range(60, 64),
@@ -110,9 +110,9 @@ def test_what_a_reducer_sees_of_a_mosaic():
 
 def test_class_tokens_frames_and_ends():
     tiles = tuple(Span("image", (2, 2), (2, 2), crop=tile, special=1) for tile in range(2))
-    told = layout(tiles)
-    assert told.source[:, 0].tolist() == list(range(10)) and told.crop.tolist() == [0] * 5 + [1] * 5
-    assert (told.position[[0, 5]] == -1).all() and not told.newline.any()
+    result = layout(tiles)
+    assert result.source[:, 0].tolist() == list(range(10)) and result.crop.tolist() == [0] * 5 + [1] * 5
+    assert (result.position[[0, 5]] == -1).all() and not result.newline.any()
     video = layout((Span("video", (1, 2), (1, 2), frames=3, newline="end"),))
     assert video.position.tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1], [2, 0, 0], [2, 0, 1], [2, 0, 2]]
     assert video.crop.tolist() == [0, 0, 1, 1, 2, 2, 2] and video.newline.tolist() == [False] * 6 + [True]
@@ -127,8 +127,8 @@ def test_a_strip_thinner_than_a_patch_leaves_the_base_crop_alone():
 def test_weights_of_a_resampled_axis():
     low, high, share = bilinear(4, 2)
     assert low.tolist() == [0, 2] and high.tolist() == [1, 3] and share.tolist() == [0.5, 0.5]
-    told = layout((Span("image", (2, 3), (5, 4)),))
-    np.testing.assert_allclose(told.weight.sum(1), 1, atol=1e-6)
+    result = layout((Span("image", (2, 3), (5, 4)),))
+    np.testing.assert_allclose(result.weight.sum(1), 1, atol=1e-6)
 
 
 def test_features_count_padding_crops():
@@ -143,20 +143,20 @@ def test_features_count_padding_crops():
 def test_the_way_back_from_features_to_tokens(size, most):
     chosen = settings(POINTS["large"], most)
     spans = mosaic_spans(size, best_pinpoint(size, chosen.pinpoints), chosen)
-    told = layout(spans)
-    single = ~told.newline & ~told.resampled
-    np.testing.assert_array_equal(told.home[told.source[single, 0]], np.flatnonzero(single))
+    result = layout(spans)
+    single = ~result.newline & ~result.resampled
+    np.testing.assert_array_equal(result.home[result.source[single, 0]], np.flatnonzero(single))
     top, left, height, width = spans[1].kept
-    assert (told.home >= 0).sum() == 16 + height * width and not told.newline[told.home[told.home >= 0]].any()
-    if told.resampled.any():  # a token's largest share is of a feature that calls it home, or a neighbour of such a one
-        token = np.flatnonzero(told.resampled & ~told.newline)
-        largest = told.source[token, told.weight[token].argmax(1)]
-        apart = told.position[told.home[largest]] - told.position[token]
+    assert (result.home >= 0).sum() == 16 + height * width and not result.newline[result.home[result.home >= 0]].any()
+    if result.resampled.any():  # a token's largest share is of a feature whose home it is, or of its neighbour
+        token = np.flatnonzero(result.resampled & ~result.newline)
+        largest = result.source[token, result.weight[token].argmax(1)]
+        apart = result.position[result.home[largest]] - result.position[token]
         assert np.abs(apart).max() <= 1 and (apart == 0).all(1).mean() > 0.5
 
 
 def test_frames_are_pooled_towards_the_nearest_token():
-    told = layout((Span("video", (3, 3), (5, 5), frames=2, newline="end"),))
+    result = layout((Span("video", (3, 3), (5, 5), frames=2, newline="end"),))
     first = np.asarray([0, 0, 1, 2, 2])
     frame = 3 * first[:, None] + first[None]
-    np.testing.assert_array_equal(told.home.reshape(2, 5, 5), [frame, 9 + frame])
+    np.testing.assert_array_equal(result.home.reshape(2, 5, 5), [frame, 9 + frame])

@@ -94,23 +94,23 @@ def test_mrope_positions_equal_the_reference(processors, images):
     texts = [f"{image}What? {video}And{image} this", f"a{video}b{video}", f"{image}", "No picture at all here"]
     prompts = []
     for text in texts:
-        pictures = ours.images(images[: text.count(image)])
-        prompts.append(ours.place(ours.tokenizer.encode(text), pictures, videos[: text.count(video)]))
+        visuals = ours.images(images[: text.count(image)])
+        prompts.append(ours.place(ours.tokenizer.encode(text), visuals, videos[: text.count(video)]))
     batch = ours.batch(prompts)
 
     vision = types.SimpleNamespace(spatial_merge_size=2, tokens_per_second=4)
     self = types.SimpleNamespace(config=types.SimpleNamespace(vision_config=vision))
     self.get_vision_position_ids = types.MethodType(Qwen2_5_VLModel.get_vision_position_ids, self)
     kinds = np.where(batch.ids == ours.tokenizer.image, 1, np.where(batch.ids == ours.tokenizer.video, 2, 0))
-    seen = [visual for prompt in prompts for visual in prompt.visuals]
-    grids = {kind: torch.tensor([v.grid for v in seen if v.kind == kind]) for kind in ("image", "video")}
+    inputs = [visual for prompt in prompts for visual in prompt.visuals]
+    grids = {kind: torch.tensor([v.grid for v in inputs if v.kind == kind]) for kind in ("image", "video")}
     theirs, deltas = Qwen2_5_VLModel.get_rope_index(
         self,
         torch.tensor(batch.ids).long(),
         torch.tensor(kinds),
         grids["image"],
         grids["video"],
-        torch.tensor([v.seconds for v in seen if v.kind == "video"]),
+        torch.tensor([v.seconds for v in inputs if v.kind == "video"]),
         torch.tensor(batch.valid.astype(int)),
     )
     assert np.array_equal(np.where(batch.valid, batch.positions, 0), theirs.numpy())

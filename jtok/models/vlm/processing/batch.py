@@ -25,7 +25,7 @@ class Batch:
     """B prompts of up to L ids, with up to N visual tokens and X crops (or patches) each; zeros where padded.
 
     `source` counts the features of a row: all its crops one after the other, as the tower gives them for `pixels`
-    without the padding behind them. The last three fields are None for models that do not use them.
+    without their padding. The last three fields are None for models that do not use them.
     """
 
     ids: Int[np.ndarray, "B L"]
@@ -38,21 +38,21 @@ class Batch:
     image: Int[np.ndarray, "B N"]  # which image or video of the row; -1 = padding
     source: Int[np.ndarray, "B N K"]  # as in `Layout`, and -1 for padding
     weight: Float[np.ndarray, "B N K"]
-    crop: Int[np.ndarray, "B N"]  # counted over the row; -1 = padding
+    crop: Int[np.ndarray, "B N"]  # index within the row; -1 = padding
     position: Float[np.ndarray, "B N 3"]  # time, row, column on the span's grid
     newline: Bool[np.ndarray, "B N"]
-    span: Int[np.ndarray, "B N"]  # counted over the row; -1 = padding
+    span: Int[np.ndarray, "B N"]  # index within the row; -1 = padding
     resampled: Bool[np.ndarray, "B N"]
     home: Int[np.ndarray, "B F"]  # which of the N a feature is (nearest to); -1 = cut away, or padding
     pixels: Float[np.ndarray, "B X ..."] | None  # None if no row has an image
     real: Bool[np.ndarray, "B X"] | None  # crops or patches that are not padding
     grids: tuple[tuple[tuple[int, int, int], ...], ...] = ()  # time, rows, columns per row and image (Qwen2.5-VL)
     aspects: Int[np.ndarray, "B I"] | None = None  # ids of arrangements of tiles; 0 = no image (Llama-3.2-Vision)
-    cross: Bool[np.ndarray, "B L I T"] | None = None  # tiles that a token may look at (Llama-3.2-Vision)
+    cross: Bool[np.ndarray, "B L I T"] | None = None  # tiles that a token may attend to (Llama-3.2-Vision)
 
 
 def pad_batch(prompts: Sequence[Prompt], pad: int, *, length: int = 0, tokens: int = 0, crops: int = 0) -> Batch:
-    """One batch of some prompts of one model.
+    """One batch of prompts for one model.
 
     pad: the id that fills up. length, tokens, crops: the sizes L, N and X, so that one compiled program serves many
     batches; 0 = what the longest row needs. Raises UserError if there is no prompt, or one does not fit.
@@ -89,7 +89,7 @@ def _any(prompts: Sequence[Prompt], field: str) -> bool:
 
 def _slots(what: str, needed: int, given: int) -> int:
     if given and needed > given:
-        raise UserError(f"a prompt has {needed} {what} and the batch was given {given}: give more.")
+        raise UserError(f"a prompt has {needed} {what} and the batch was given {given}: raise the limit.")
     return max(needed, given)
 
 

@@ -84,11 +84,11 @@ def load_template(directory: str | pathlib.Path) -> str | None:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        found = read_json(directory, name).get("chat_template")
-        if isinstance(found, list):  # several, each with a name
-            found = next((entry["template"] for entry in found if entry["name"] == "default"), None)
-        if found:
-            return found
+        template = read_json(directory, name).get("chat_template")
+        if isinstance(template, list):  # several, each with a name
+            template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        if template:
+            return template
     return None
 
 
@@ -99,7 +99,7 @@ def render(template: str, messages: Sequence[Message], variables: Mapping[str, s
     )
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = _refuse
-    # a tag that marks what to train on: it stands for what is inside it
+    # a tag that marks training targets: it renders as its contents
     template = re.sub(r"{%(-?)\s*generation\s*(-?)%}", r"{%\1 if true \2%}", template)
     template = re.sub(r"{%(-?)\s*endgeneration\s*(-?)%}", r"{%\1 endif \2%}", template)
     try:

@@ -1,4 +1,4 @@
-"""Which images a token may read, where the decoder reads them by cross-attention."""
+"""The images that each token may read, for decoders with cross-attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jtok.models.vlm.processing.layout import VisualInput
 def cross_mask(
     slots: Sequence[int], images: Sequence[VisualInput], tiles: int, length: int
 ) -> Bool[np.ndarray, "L I T"]:
-    """Which tiles of which images each of `length` tokens attends to.
+    """The tiles of each image that each of `length` tokens attends to.
 
     slots: where the images' ids are placed. A token reads the last image before it, and the images right before that
     one without a token in between; the first tokens of a prompt may read nothing.

@@ -21,7 +21,7 @@ ImageLike = Image.Image | np.ndarray | str | os.PathLike
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """The image as 8-bit RGB; a file is turned upright first, an array or Pillow image is taken as it lies.
+    """The image as 8-bit RGB; a file is rotated upright by its EXIF tag, an array or Pillow image is taken as is.
 
     image: a Pillow image, a file, or an array [H,W], [H,W,1], [H,W,3] or [H,W,4] of uint8 or uint16. Conversions that
     lose something are logged. Raises UserError for what cannot be read and for sizes beyond the limits above.

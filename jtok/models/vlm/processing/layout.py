@@ -1,8 +1,8 @@
 """What an image or a video becomes: pixels for the tower, and one description of the visual tokens made of them.
 
-A tower gives `features` vectors, flattened over crops in reading order. The language model sees `tokens` of them: the
-padding of a mosaic of crops is cut away, a grid may be resampled, newline tokens stand in between. `Span` says that in
-a few numbers; `layout` spells it out per token, so that the model gathers and a reducer knows what it looks at.
+A tower gives `features` vectors, flattened over crops in raster order. The language model reads `tokens` made of them:
+the padding of a mosaic of crops is removed, a grid may be resampled, newline tokens are inserted. `Span` describes this
+in a few numbers; `layout` lists it per token, so that the model can gather features and a reducer knows their places.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["image", "video"]
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A grid of visual tokens in reading order: of one crop, of a mosaic of crops, or of the frames of a video.
+    """A grid of visual tokens in raster order: of one crop, of a mosaic of crops, or of the frames of a video.
 
     `frames` crops follow each other, or `tiles` of them lie beside each other. Of their joined feature grid the
     `window` (top, left, rows, columns) is kept, then resampled bilinearly to `grid` where the two differ.
@@ -27,7 +27,7 @@ class Span:
     kind: Kind
     grid: tuple[int, int]  # rows, columns of tokens
     patches: tuple[int, int]  # rows, columns of features in each crop
-    crop: int = 0  # the first crop, counted within the image or video
+    crop: int = 0  # index of the first crop within the image or video
     tiles: tuple[int, int] = (1, 1)  # crops down, crops across
     frames: int = 1
     window: tuple[int, int, int, int] | None = None  # None = all
@@ -58,8 +58,8 @@ class VisualInput:
     """One image or one video, ready for the model.
 
     `pixels` is [crops, 3, H, W], or [patches, values] where the tower takes patches (Qwen2.5-VL); float32, normalised.
-    `slots` is how many ids stand for it in the prompt: one per visual token, or one in all where the language model
-    looks at the image by cross-attention (Llama-3.2-Vision).
+    `slots` is its number of ids in the prompt: one per visual token, or one in total where the language model
+    cross-attends to the image (Llama-3.2-Vision).
     """
 
     kind: Kind
@@ -87,11 +87,11 @@ class VisualInput:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The visual tokens of one image or video, one entry a token (N of them).
+    """The visual tokens of one image or video, one entry per token (N of them).
 
     A token is the sum over K of `weight` times the feature at `source`; K is 1, or 4 where a grid is resampled. A
-    newline token has source -1 and weight 0: the model puts its learned vector there. `home` is the way back: the token
-    of every feature, or the nearest one where a grid is resampled; -1 = cut away.
+    newline token has source -1 and weight 0: the model puts its learned vector there. `home` is the inverse: the token
+    of every feature, or the nearest one where a grid is resampled; -1 = cropped.
     """
 
     source: Int[np.ndarray, "N K"]
@@ -119,7 +119,7 @@ def layout(spans: tuple[Span, ...]) -> Layout:
 def bilinear(size: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(lower neighbour, upper neighbour, share of the upper) for each of `out` samples along an axis of `size`.
 
-    Samples stand at pixel centres and nothing is smoothed when shrinking (`align_corners=False` in torch).
+    Samples are at pixel centres, without antialiasing (`align_corners=False` in torch).
     """
     at = np.maximum((np.arange(out) + 0.5) * (size / max(out, 1)) - 0.5, 0)
     low = at.astype(np.int64)
@@ -127,7 +127,7 @@ def bilinear(size: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _home(spans: tuple[Span, ...]) -> np.ndarray:
-    """The token of every feature; features behind the last span's crops are not counted."""
+    """The token of every feature; features after the last span's crops are left out."""
     crops = max(span.crop + span.frames * span.tiles[0] * span.tiles[1] for span in spans)
     home = np.full(crops * _per_crop(spans[0]), -1, np.int32)
     first = 0

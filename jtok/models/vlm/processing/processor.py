@@ -22,7 +22,7 @@ from jtok.models.vlm.processing.text import Tokenizer, load_tokenizer
 if TYPE_CHECKING:  # a record imports this package
     from jtok.models.vlm.family import Family
 
-#: Stands for an answer where a template is rendered for what comes behind it.
+#: Placeholder for an answer where a template is rendered to get what follows it.
 ANSWER = "<<the answer>>"
 
 #: Frames a second where a caller does not say: what Qwen2.5-VL samples videos at.
@@ -48,7 +48,7 @@ class Processor:
         return self.family.prepare(opened, self.settings) if opened else []
 
     def video(self, frames: Sequence[ImageLike], fps: float = FPS) -> VisualInput:
-        """A video from frames of one size, `fps` of which are shown a second. Raises UserError."""
+        """A video from frames of one size at `fps` frames per second. Raises UserError."""
         if self.family.prepare_video is None:
             others = " and ".join(name for name, family in families().items() if family.prepare_video is not None)
             raise UserError(f"{self.family.name} takes no videos; {others} do.")
@@ -75,10 +75,10 @@ class Processor:
         return self.tokenizer.encode(self._render(question, images, videos))
 
     def follow_up(self, question: str) -> list[int]:
-        """The ids that stand between an answer and the next one: its end, the next question, the start of an answer.
+        """The ids between an answer and the next one: its end, the next question, the start of an answer.
 
         They begin with the stop token where the template closes an answer with one. Raises UserError where the template
-        takes no conversation of several turns.
+        does not support several turns.
         """
         turns = [("user", "?"), ("assistant", ANSWER), ("user", question)]
         text = self._render([{"role": role, "content": content} for role, content in turns], 0, 0)

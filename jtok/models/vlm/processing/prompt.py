@@ -69,8 +69,8 @@ def mrope_positions(
 ) -> Int[np.ndarray, "3 L"]:
     """Multimodal RoPE positions (time, row, column) of a sequence (Qwen2-VL, arXiv 2409.12191).
 
-    Text advances all three together. An image's tokens stand at the place of their grid, counted from where it begins;
-    what follows goes on after the longer side of that grid. Steps of a video are `ticks * seconds` apart in time, cut
+    Text advances all three together. An image's tokens take their row and column, offset by the image's first position;
+    later text continues after the longer side of that grid. Steps of a video are `ticks * seconds` apart in time, cut
     to whole numbers; an image has one.
     """
     positions = np.zeros((3, length), np.int32)
@@ -96,9 +96,9 @@ def _check_count(
         if given:
             raise UserError(f"this model takes no {kind}s: config.json names no {kind} token.")
         return
-    found = list(ids).count(index)
-    if found != len(given):
+    placeholders = list(ids).count(index)
+    if placeholders != len(given):
         raise UserError(
-            f"the prompt has {found} {kind} placeholders ('{tokenizer.token(index)}') for {len(given)} {kind}s: "
+            f"the prompt has {placeholders} {kind} placeholders ('{tokenizer.token(index)}') for {len(given)} {kind}s: "
             "there must be one for each."
         )

@@ -38,29 +38,29 @@ class ImageSettings:
     pad: bool = False  # to a square of the mean colour, before anything else
     class_token: bool = False  # the tower's class token is kept among the visual tokens
     pinpoints: tuple[tuple[int, int], ...] = ()  # rows, columns of pixels that mosaics may have
-    max_crops: int = 0  # a mosaic of more than 1.21 times as many features is resampled to as many; 0 = never
+    max_crops: int = 0  # a mosaic with over 1.21 times this many features is resampled to this many; 0 = never
     tiles: int = 0  # most tiles an image is cut into (Llama-3.2-Vision)
     temporal: int = 1  # frames a patch spans
-    merge: int = 1  # patches a side that one token stands for
+    merge: int = 1  # patches per side of one token
     pixels: tuple[int, int] = (0, 0)  # least and most pixels of an image
     frame_pixels: tuple[int, int] = (0, 0)  # least and most pixels of a video frame
     ticks: int = 1  # temporal positions a second
 
 
 def read_json(directory: str | pathlib.Path, name: str, *, required: bool = False) -> dict[str, Any]:
-    """A JSON object of the directory; empty if the file is not there and not required. Raises UserError."""
+    """A JSON object of the directory; empty if the file is missing and not required. Raises UserError."""
     path = pathlib.Path(directory) / name
     if not path.is_file():
         if required:
             raise UserError(f"'{directory}' has no {name}: give the directory of a Hugging Face checkpoint.")
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"'{path}' cannot be read as JSON ({error}).") from None
-    if not isinstance(found, dict):
-        raise UserError(f"'{path}' holds a JSON {type(found).__name__} where an object is expected.")
-    return found
+    if not isinstance(value, dict):
+        raise UserError(f"'{path}' holds a JSON {type(value).__name__} where an object is expected.")
+    return value
 
 
 def square_sizes(fields: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def square_sizes(fields: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[st
         crop = crop["height"], crop["width"]
     elif crop is not None:
         crop = crop, crop
-    seen = crop or (shortest or size["height"],) * 2
-    if "image_size" in tower and seen != (side, side):
-        raise UserError(f"the preprocessor makes {seen[0]} x {seen[1]} pixels and the tower sees {side} x {side}.")
-    return dict(side=int(seen[0]), shortest=shortest, crop=crop)
+    made = crop or (shortest or size["height"],) * 2
+    if "image_size" in tower and made != (side, side):
+        raise UserError(f"the preprocessor makes {made[0]} x {made[1]} pixels and the tower takes {side} x {side}.")
+    return dict(side=int(made[0]), shortest=shortest, crop=crop)

@@ -141,8 +141,8 @@ def _named(inner: tokenizers.Tokenizer, stated: Mapping[str, Any], name: str, ot
 def _stops(
     inner: tokenizers.Tokenizer, stated: Mapping[str, Any], generation: Mapping[str, Any], text: Mapping[str, Any]
 ) -> tuple[int, ...]:
-    found = generation.get("eos_token_id", text.get("eos_token_id"))
-    ids = [found] if isinstance(found, int) else list(found or ())
+    end = generation.get("eos_token_id", text.get("eos_token_id"))
+    ids = [end] if isinstance(end, int) else list(end or ())
     named = _named(inner, stated, "eos_token", None)
     return tuple(dict.fromkeys([*ids, *([] if named is None else [named])]))
 

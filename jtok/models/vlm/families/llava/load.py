@@ -64,7 +64,7 @@ def with_defaults(stated: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
 
 
 def image_token(fields: Mapping[str, Any]) -> int:
-    """The id that stands for a visual token."""
+    """The id of the placeholder for a visual token."""
     return fields.get("image_token_id", fields["image_token_index"])
 
 
@@ -76,7 +76,7 @@ def vit_tower(
 ) -> ViTConfig:
     """The tower, as deep as the layer whose features are taken, by default before the last norm.
 
-    Raises UserError for other layers than one that there is, and for a class token that goes to the decoder.
+    Raises UserError for a layer that does not exist, and for a class token that is passed to the decoder.
     """
     stated = dict(fields.get("vision_config") or {"model_type": "clip_vision_model"})
     whole = config_from_transformers(_Stated(Path(path), {}, {}, {}, stated))
@@ -91,20 +91,20 @@ def vit_tower(
 
 
 def vit_language(
-    path: str | os.PathLike, fields: Mapping[str, Any], kind: str, dtype: Dtype, **more: Any
+    path: str | os.PathLike, fields: Mapping[str, Any], kind: str, dtype: Dtype, **extra: Any
 ) -> DecoderConfig:
     """The decoder's config.
 
-    kind: `model_type` of a text_config that names none. more: fields of `DecoderConfig`.
+    kind: `model_type` of a text_config that names none. extra: fields of `DecoderConfig`.
     """
     text = {"model_type": kind, **(fields.get("text_config") or {})}
     if text.get("tie_word_embeddings") is None and "tie_word_embeddings" in fields:
         text["tie_word_embeddings"] = fields["tie_word_embeddings"]
-    return decoder_config(text, path, dtype=dtype, storage=dtype, **more)
+    return decoder_config(text, path, dtype=dtype, storage=dtype, **extra)
 
 
 def llava_parts(config: VLMConfig) -> dict[str, Part]:
-    """How the tensors are read; the file's tower may have more layers than features are taken of."""
+    """How the tensors are read; the file's tower may have layers after those whose features are used."""
     tower = config.tower
     parts = {
         "tower": Part(CLIP_NAMES, tower, tower.depth, spare=("norm", "pool"), cut=True),

@@ -15,7 +15,7 @@ _CLIP = {"pre_norm": True, "patch_bias": False, "act": "quick_gelu", "eps": 1e-5
 
 
 def _tower(width: int, layers: int, heads: int, image: int = 336) -> dict[str, Any]:
-    """CLIP's tower, of which LLaVA takes the features of the last layer but one."""
+    """CLIP's tower, with the features of its penultimate layer, as LLaVA uses them."""
     return {"image": image, "patch": 14, "width": width, "depth": layers - 1, "heads": heads, "mlp": 4 * width, **_CLIP}
 
 

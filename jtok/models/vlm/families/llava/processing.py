@@ -1,4 +1,4 @@
-"""LLaVA-1.5 (arXiv 2310.03744): one crop an image, as CLIP sees it, and its patches in reading order."""
+"""LLaVA-1.5 (arXiv 2310.03744): one crop per image, as for CLIP, and its patches in raster order."""
 
 from __future__ import annotations
 

@@ -100,11 +100,11 @@ def released_tensors(config: VLMConfig, params: Mapping[str, Any]) -> Iterator[t
         "projector": (PROJECTOR_NAMES, config.projector),
         "language": (LANGUAGE_NAMES, config.language),
     }
-    for part, (table, own) in parts.items():
+    for part, (table, shape) in parts.items():
         ours = {path: np.asarray(a, np.float32) for path, a in flatten(params[part]).items()}
         if part == "tower":  # transformers has a last norm, which features of a layer do not pass
-            ours |= {"norm.scale": np.ones(own.width, np.float32), "norm.bias": np.zeros(own.width, np.float32)}
-        yield from released(ours, own, table, functools.partial(_spell, _LEADS[part])).items()
+            ours |= {"norm.scale": np.ones(shape.width, np.float32), "norm.bias": np.zeros(shape.width, np.float32)}
+        yield from released(ours, shape, table, functools.partial(_spell, _LEADS[part])).items()
 
 
 def _spell(leads: tuple[str, str], rule: Rule, layer: int | None) -> str:

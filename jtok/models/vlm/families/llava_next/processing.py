@@ -1,7 +1,7 @@
 """LLaVA-NeXT, any resolution: the whole image as one crop first, then a mosaic of crops at the best of some shapes.
 
 The image is fitted into the shape ("pinpoint") that keeps most of its pixels and wastes least, centred on black, and
-cut into crops. Features of the black border are cut away again, and a newline token closes every row of the rest.
+cut into crops. Features of the black border are removed, and a newline token ends every remaining row.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def settings(fields: Mapping[str, Any], config: Mapping[str, Any], video: Mappin
 
 
 def prepare(images: Sequence[Image.Image], settings: ImageSettings) -> list[VisualInput]:
-    """All images of one prompt: a mosaic if there is one, else a crop [1, 3, side, side] each."""
+    """All images of one prompt: a single image becomes a mosaic, several one crop [1, 3, side, side] each."""
     if len(images) == 1:
         return [llava_next.mosaic(images[0], settings)]
     return [_single(image, settings) for image in images]

@@ -42,7 +42,7 @@ _TEXT: dict[str, Any] = {
     "rope_theta": 5e5,
 }
 _CROSS = (3, 8, 13, 18, 23, 28, 33, 38)
-#: Rows of the embedding table behind the vocabulary, for the id that stands for an image.
+#: Rows of the embedding table after the vocabulary, for the image placeholder's id.
 _EXTRA = 8
 
 
@@ -50,7 +50,7 @@ def mllama_config(path: str | os.PathLike, stated: Mapping[str, Any], dtype: Dty
     """The config of a vision-language model from a config.json of model type `mllama`.
 
     Raises UserError, one sentence each, for what jtok does not have: activations, other arrangements of tiles than all
-    of at most so many, layers that there are not.
+    of at most so many, layers that do not exist.
     """
     text = {**(stated.get("text_config") or {}), "model_type": "llama", "tie_word_embeddings": False}
     tower = _tower(path, stated.get("vision_config") or {}, dtype)

@@ -1,4 +1,4 @@
-"""Llama-3.2-Vision (arXiv:2407.21783): the decoder looks at visual tokens by cross-attention, and has none of its own.
+"""Llama-3.2-Vision (arXiv:2407.21783): the decoder cross-attends to visual tokens, and has none in its sequence.
 
 What is reduced are the states that the cross-attention layers read, at the sites of the tower (a tile at a time), at
 `projector`, and at `cross.K`, before the K-th of these layers counted from 0 (3, 8, ..., 38 of 40 layers in the
@@ -40,7 +40,7 @@ class MllamaConfig:
     tower: TiledConfig
     projector: ProjectorConfig
     language: DecoderConfig
-    image_token: int  # id that stands for an image
+    image_token: int  # id of the placeholder for an image
     family: str = "mllama"
 
     @property
@@ -71,7 +71,7 @@ class MllamaConfig:
         return [*tower_sites(self.tower.depth), PROJECTOR, *cross_sites(len(self.language.cross))]
 
     def fit(self, plan: Plan) -> Plan:
-        """A plan for a decoder that has visual tokens among its own, with its reducers at the sites of this one."""
+        """Maps a plan for a decoder with visual tokens in its sequence to this decoder's sites."""
         return fit(plan, self.layers)
 
     def check(self, plan: Plan) -> None:
@@ -81,7 +81,7 @@ class MllamaConfig:
         plan.check(self.sites(), ("inputs",))
         for site, before, after in plan.part("tower").counts(self.tower.target().patches):
             if after > before:
-                raise UserError(f"the reducer at {site} puts tokens back, of which mllama's tower keeps no outputs.")
+                raise UserError(f"the reducer at {site} restores tokens, whose outputs mllama's tower does not keep.")
         if plan.embed is not None:
             raise UserError("the plan compares patches with an embedding of the question by CLIP: mllama's are others.")
 
@@ -90,7 +90,7 @@ class MllamaConfig:
         return MllamaNetwork(self, rngs)
 
     def decoder(self, rngs: nnx.Rngs) -> CrossDecoder:
-        """The part that answers, as it stands in `network`."""
+        """The decoder, built as it is in `network`."""
         return CrossDecoder(self.language, rngs)
 
     def arrange(self, batch: Any, step: int = 1) -> TiledInputs:
@@ -121,32 +121,32 @@ class MllamaNetwork(nnx.Module):
         ends = jnp.maximum(text.valid.sum(1, dtype=jnp.int32) - 1, 0)[:, None, None]
         run, filling = Run(plan, None, self.config.sites(), keys), {}
         if inputs.pixels is not None:
-            run, filling = self._look(inputs, plan, keys)
-        last = jnp.take_along_axis(jnp.asarray(inputs.seen), ends, 1)[:, 0]
-        text, caches = cross_prefill(self.language, text, View(inputs.seen, last, **filling), run, max_new_tokens)
+            run, filling = self._encode_images(inputs, plan, keys)
+        last = jnp.take_along_axis(jnp.asarray(inputs.visible), ends, 1)[:, 0]
+        text, caches = cross_prefill(self.language, text, View(inputs.visible, last, **filling), run, max_new_tokens)
         logits = self.language.logits(jnp.take_along_axis(text.x, ends, 1))[:, 0]
         return PrefillOutput(logits, caches, text, run.memory, run.stages)
 
-    def _look(self, inputs: TiledInputs, plan: Plan, keys: Array) -> tuple[Run, dict[str, Array]]:
-        """(the run with the projected visual tokens of each row, what fills up images as fields of `View`)."""
+    def _encode_images(self, inputs: TiledInputs, plan: Plan, keys: Array) -> tuple[Run, dict[str, Array]]:
+        """(the run with the projected visual tokens of each row, tokens of padding tiles as fields of `View`)."""
         b, tiles = inputs.pixels.shape[:2]
         each = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(tiles)))(keys).reshape(-1)
         pixels = jnp.reshape(inputs.pixels, (b * tiles, *inputs.pixels.shape[2:]))
-        there, aspects = jnp.reshape(inputs.real, -1), jnp.reshape(inputs.aspects, -1)
-        seen = self.tower(pixels, aspects, there, plan.part("tower"), key=each)
+        present, aspects = jnp.reshape(inputs.real, -1), jnp.reshape(inputs.aspects, -1)
+        encoded = self.tower(pixels, aspects, present, plan.part("tower"), key=each)
         order = jnp.asarray(inputs.order)
-        tokens = self._projected(seen.tokens, order, tiles)
+        tokens = self._projected(encoded.tokens, order, tiles)
         tokens = tokens.replace(owner=_of_all(tokens, order, tiles))
-        run = Run(plan, tokens, self.config.sites(), keys, memory=seen.memory)
-        run.stages = dict(seen.stages)
+        run = Run(plan, tokens, self.config.sites(), keys, memory=encoded.memory)
+        run.stages = dict(encoded.stages)
         run.reduce(PROJECTOR)
         if not inputs.filling.shape[1]:
             return run, {}
-        more = self._projected(seen.tokens, jnp.asarray(inputs.filling), tiles)
-        return run, {"filling": more.x, "filling_valid": more.mask()}
+        filling = self._projected(encoded.tokens, jnp.asarray(inputs.filling), tiles)
+        return run, {"filling": filling.x, "filling_valid": filling.mask()}
 
     def _projected(self, tokens: Tokens, order: Int[Array, "B V"], tiles: int) -> Tokens:
-        """The tokens of some tiles of each row, projected; class tokens are ordinary. Slots of no tile are padding."""
+        """The projected tokens of the tiles in `order`, class tokens included as ordinary ones; -1 gives padding."""
         flat = (jnp.arange(len(order))[:, None] * tiles + jnp.maximum(order, 0)).reshape(-1)
         tokens = jax.tree.map(lambda a: a[flat], tokens.replace(special=0))
         valid = tokens.mask() & (order >= 0).reshape(-1, 1)
@@ -155,9 +155,9 @@ class MllamaNetwork(nnx.Module):
 
 
 def _of_all(tokens: Tokens, order: Int[Array, "B V"], tiles: int) -> Int[Array, "B N0"]:
-    """Owners of the patches of all `tiles` tiles of a row, of which `order` are there."""
+    """Owners of the patches of all `tiles` tiles of a row, given those of the tiles in `order`."""
     b, v = order.shape
-    own = tokens.owner.reshape(b, v, -1)
+    owners = tokens.owner.reshape(b, v, -1)
     place = jnp.where(order >= 0, order, tiles)
-    whole = jnp.full((b, tiles + 1, own.shape[2]), -1, own.dtype)
-    return whole.at[jnp.arange(b)[:, None], place].set(own)[:, :tiles].reshape(b, -1)
+    whole = jnp.full((b, tiles + 1, owners.shape[2]), -1, owners.dtype)
+    return whole.at[jnp.arange(b)[:, None], place].set(owners)[:, :tiles].reshape(b, -1)

@@ -1,8 +1,8 @@
 """Llama-3.2-Vision (Mllama; arXiv 2407.21783): an image is cut into at most four tiles, read by cross-attention.
 
-The image is fitted into the arrangement of tiles that needs least enlarging (or least shrinking), at the top left of a
-black canvas. All images have the same number of tiles: those not there are zeros, after normalisation. The prompt holds
-one id an image; which tiles a token may look at is the cross-attention mask.
+The image is fitted into the arrangement of tiles that needs the least upscaling (or else the least
+downscaling), at the top left of a black canvas. All images have the same number of tiles: missing ones are zeros after
+normalisation. The prompt holds one id per image; the cross-attention mask says which tiles a token may attend to.
 """
 
 from __future__ import annotations

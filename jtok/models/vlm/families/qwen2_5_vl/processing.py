@@ -1,7 +1,7 @@
 """Qwen2-VL and Qwen2.5-VL (arXiv 2409.12191, 2502.13923): images of any size, as patches in 2x2 quads.
 
-Sides are rounded to multiples of 28 with the number of pixels in a range; patches span two frames and stand quad by
-quad, because four of them become one token. A still image is two equal frames.
+Sides are rounded to multiples of 28 with the number of pixels in a range; patches span two frames and are laid
+out quad by quad, because four of them become one token. A still image is two equal frames.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def smart_size(size: tuple[int, int], factor: int, pixels: tuple[int, int]) -> t
 
 
 def quads(frames: Float[np.ndarray, "F 3 H W"], settings: ImageSettings) -> Float[np.ndarray, "patches values"]:
-    """Patches by step, then quad by quad in reading order, then within a quad; values by channel, frame, pixel."""
+    """Patches by step, then quad by quad in raster order, then within a quad; values by channel, frame, pixel."""
     patch, merge, temporal = settings.patch, settings.merge, settings.temporal
     count, channels, height, width = frames.shape
     frames = np.concatenate([frames, np.repeat(frames[-1:], -count % temporal, 0)])
