@@ -131,9 +131,7 @@ class PruMerge(Reducer):
         return self.outlying
 
     def count(self, patches: int) -> int:
-        # no more than a quarter of the values lie above the third quartile
-        cap = patches // 4 + 1 if self.outlying and not self.plus else patches
-        return min(self.keep, cap)
+        return min(self.keep, patches)
 
     def score(self, tokens: Tokens, s: Signals, memory: Memory) -> Float[Array, "B N"]:
         """The class token's attention over the whole width."""
@@ -144,7 +142,7 @@ class PruMerge(Reducer):
         if self.keep >= patches.count:
             return tokens, memory
         attention = self.score(tokens, s, memory)[:, tokens.special :]
-        slots = self.count(patches.count) - 1
+        slots = self.keep - 1
         index, number = self._chosen(attention, patches.valid, slots)
         counts = jnp.arange(slots) < number[:, None]
         return special.concat(
@@ -216,7 +214,8 @@ def plan(
 ) -> Plan:
     """Leaves `tokens` of a crop, or round(keep * patches), among them the one that adds up the rest.
 
-    adaptive: as many as there are outliers (of an image; the authors' bound is that of a batch), at most so many.
+    adaptive: as many as there are outliers (of an image; the authors' bound is that of a batch), at most so many; of
+    the values of an image no more than a quarter can be outliers.
     plus: PruMerge+, which adds a spatial sample: every (patches // outliers // 3)-th patch, or, where the number is
     fixed, as many as are kept by attention, some of which may be kept twice. The authors' ratio of 1/8 is tokens=73
     of 576 (145 with `plus`) and adaptive=False. Raises UserError for towers without a class token, and for neighbours
