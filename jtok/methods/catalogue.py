@@ -76,7 +76,10 @@ def facts(name: str) -> Facts:
     shown = tower if alone else plan
     plan = plan or shown  # some need an option when there is a language model
     without = _plan_for(entry, dataclasses.replace(TOWER if alone else LANGUAGE, has_class=False, special=0))
-    needs = shown.needs if without is None else tuple(n for n in shown.needs if n in without.needs)
+    if without is None:  # it refuses such a tower, whatever its signals need
+        needs = tuple(dict.fromkeys(("class token", *shown.needs)))
+    else:
+        needs = tuple(n for n in shown.needs if n in without.needs)
     slots = tuple(slot for slot in SLOTS if getattr(plan, slot) is not None)
     return Facts(shown.reads, needs, plan.stages, slots, shown.adaptive, bool(shown.params()), alone)
 
