@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 
 def stack_layers(make_layer: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """One module that holds the parameters of `depth` layers, stacked along axis 0; each is initialised from its own random key.
+    """The parameters of `depth` layers, stacked along axis 0 of one module; each layer is initialised separately.
 
     The paths of its parameters are those of one layer.
     """

@@ -63,7 +63,7 @@ def _match_rows(rows, candidates, mask, metric, k, implementation):
 
     def match(rows, per_row, row_mask, shared, shared_mask):
         candidates = shared if per_row is None else per_row
-        mask = shared_mask if own_mask is None else own_mask
+        mask = shared_mask if row_mask is None else row_mask
         shape = (*rows.shape[:2], k)
         if common and not many:
             rows = rows.reshape(1, -1, rows.shape[-1])  # one set of candidates for all: the batch is only more rows
