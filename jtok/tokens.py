@@ -58,7 +58,7 @@ class Tokens:
         return jnp.ones(self.x.shape[:2], bool) if self.valid is None else self.valid
 
     def split(self) -> tuple[Tokens, Tokens]:
-        """(special tokens, the others), each a token set of its own; `concat` puts them back."""
+        """(special tokens, the others), each a token set; `concat` reverses it."""
         s = self.special
         head = self._slice(slice(0, s), jnp.where(self.owner < s, self.owner, -1), special=s)
         body = self._slice(slice(s, None), jnp.where(self.owner >= s, self.owner - s, -1), special=0)
@@ -109,7 +109,7 @@ class Tokens:
         num = self.count
         if others.valid is not None:
             match = jnp.where(others.valid, match, -1)
-        own, theirs = (self.size, others.size) if weight is None else weight
+        targets, theirs = (self.size, others.size) if weight is None else weight
         mass = kernels.merge(others.size[..., None], match, num)[0][..., 0]
 
         def average(a, b, wa, wb):
@@ -121,7 +121,7 @@ class Tokens:
 
         ones = jnp.ones_like(self.size), jnp.ones_like(others.size)
         if how == "size":
-            x = average(self.x, others.x, own, theirs)
+            x = average(self.x, others.x, targets, theirs)
         elif how == "mean":
             x = average(self.x, others.x, *ones)
         else:
@@ -264,8 +264,8 @@ def invert(index: Int[Array, "B K"], n: int, keep: Bool[Array, "B K"] | None = N
 
 def rename(owner: Int[Array, "B N0"], new: Int[Array, "B N"]) -> Int[Array, "B N0"]:
     """Follows an owner map through `new` (old token -> new token, -1 = dropped)."""
-    found = jnp.take_along_axis(new.astype(jnp.int32), jnp.maximum(owner, 0), 1)
-    return jnp.where(owner >= 0, found, -1)
+    renamed = jnp.take_along_axis(new.astype(jnp.int32), jnp.maximum(owner, 0), 1)
+    return jnp.where(owner >= 0, renamed, -1)
 
 
 def first_member(assign: Int[Array, "B N"], num: int) -> Int[Array, "B num"]:

@@ -19,8 +19,8 @@ from jtok.tokens import Tokens, rename
 class Windowed(Reducer):
     """Applies a reducer inside every window of `size` = (rows, columns) patches, or of every crop, separately.
 
-    The tokens must still lie on their full grid; special tokens take no part. Only reducers without memory can stand in
-    windows.
+    The tokens must still lie on their full grid; special tokens are left out. Only reducers without memory can be
+    placed in windows.
     """
 
     reducer: Reducer
@@ -59,7 +59,9 @@ class Windowed(Reducer):
         text = {name: jnp.repeat(value, windows, 0) for name, value in s.of_text().items()}
         inner, left = self.reducer(inner, s.with_per_token(jax.tree.map(cut, rows)).replace(key=key, **text), {})
         if left:
-            raise UserError(f"{type(self.reducer).__name__} keeps a memory across sites and cannot stand in windows.")
+            raise UserError(
+                f"{type(self.reducer).__name__} keeps a memory across sites and cannot be placed in windows."
+            )
         inner = inner.replace(position=inner.position + corner)
         body = self._stitch(patches, inner, order, b, windows)
         return _with_carry_of(special, body).concat(body), memory
