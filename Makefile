@@ -2,6 +2,8 @@
 #
 #   make test VENV=/path/to/venv            another environment
 #   make test PYTEST_ARGS="-x tests/data"   one process, one folder, stop at the first failure
+#   make test-quick METHOD=fastv            one method: its own tests, its rows of the catalogue's, its golden vectors
+#   make test-quick                         import order of rooms, tokens, plans and sites, catalogue entries
 #   make test PIP_ARGS="..."                options for pip (such as an index with CPU-only builds of torch, which the
 #                                           default index does not hold for every platform)
 
@@ -12,7 +14,9 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 
 PY := $(VENV)/bin/python
 
-.PHONY: demo demo-all test slow lint format clean
+QUICK := tests/test_rooms.py tests/test_tokens.py tests/methods/test_plans.py tests/test_catalogue_entry.py
+
+.PHONY: demo demo-all test test-quick slow lint format clean
 
 demo: $(VENV)/.installed
 	$(PY) experiments/demo.py
@@ -22,6 +26,10 @@ demo-all: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -q -m "not slow" --durations=15 $(PYTEST_ARGS)
+
+# One process: what is wanted here is the first failure soon. Under two minutes each.
+test-quick: $(VENV)/.installed-test
+	$(PY) -m pytest -q -x -m "not slow" $(if $(METHOD),--method=$(METHOD) tests/methods tests/parity,$(QUICK))
 
 # Tests too long for every day, one at a time because some of them measure.
 slow: $(VENV)/.installed-test

@@ -61,8 +61,8 @@ def _materialised(shape):
     def run(q, k, v):
         share, m, n = shape.heads // shape.key_heads, shape.m, shape.n
         s = jnp.einsum("bnhd,bmhd->bhnm", q, jnp.repeat(k, share, 2), preferred_element_type=jnp.float32)
-        seen = jnp.arange(m) <= jnp.arange(n)[:, None] + m - n if shape.causal else True
-        p = jax.nn.softmax(jnp.where(seen, s * shape.d**-0.5, -jnp.inf), -1)
+        visible = jnp.arange(m) <= jnp.arange(n)[:, None] + m - n if shape.causal else True
+        p = jax.nn.softmax(jnp.where(visible, s * shape.d**-0.5, -jnp.inf), -1)
         rows = p if shape.rows in (None, "all") else p[:, :, jnp.array(shape.rows)]
         return jnp.einsum("bhnm,bmhd->bnhd", p.astype(q.dtype), jnp.repeat(v, share, 2)), rows.sum(2).mean(1)
 

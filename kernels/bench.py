@@ -2,7 +2,7 @@
 
 `bench` times an op's backends and its baselines in alternation, in one run on one machine, and measures in the same run
 how fast that machine multiplies matrices and copies memory: `roofline` is the time an op's floor would take at those
-two rates, over the time it took. `tune` looks for better block sizes on the accelerator at hand and returns the new
+two rates, over the time it took. `tune` searches for better block sizes on the current accelerator and returns the new
 row for the backend's table.
 """
 
@@ -42,7 +42,7 @@ def bench(
 
     A record: op, shape, dtype, device, implementation, ms (median), p10 and p90 (milliseconds), calls, roofline (1 is
     the machine's limit; more means that the arrays stayed in cache), and over_torch: its time over PyTorch's in the
-    same run (None where there is no PyTorch).
+    same run (None without PyTorch).
 
     Raises `UserError` for names that do not exist and for "pallas" on a machine without the kernel.
     """
@@ -52,11 +52,11 @@ def bench(
     dtype = dtype or ("bfloat16" if kernel_runs else "float32")
     arrays = given.draw(jax.random.key(0), jnp.dtype(dtype))
     calls = {name: _call(op, given, name, arrays) for name in names} | baselines(op, given, arrays)
-    found = compare({name: (call, ()) for name, call in calls.items()}, min_seconds=min_seconds, repeats=10)
+    comparison = compare({name: (call, ()) for name, call in calls.items()}, min_seconds=min_seconds, repeats=10)
     flops, bandwidth = roof or measure_roof(dtype)
     floor = module.floor(given, itemsize=jnp.dtype(dtype).itemsize)
     least = max(floor.flops / flops, floor.bytes / bandwidth)
-    torch = found.latencies.get("torch")
+    torch = comparison.latencies.get("torch")
     return [
         {
             "op": op,
@@ -71,7 +71,7 @@ def bench(
             "roofline": least / latency.median,
             "over_torch": latency.median / torch.median if torch else None,
         }
-        for name, latency in found.latencies.items()
+        for name, latency in comparison.latencies.items()
     ]
 
 

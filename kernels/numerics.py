@@ -32,8 +32,8 @@ def first_argmax(score: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
     size = score.shape[-1]
     best = lax.optimization_barrier(score.max(-1, keepdims=True))
     position = -lax.broadcasted_iota(jnp.float32, score.shape, score.ndim - 1)
-    found = -jnp.where(score == best, position, -jnp.inf).max(-1)
-    return jnp.minimum(found, size - 1).astype(jnp.int32)
+    first = -jnp.where(score == best, position, -jnp.inf).max(-1)
+    return jnp.minimum(first, size - 1).astype(jnp.int32)
 
 
 def inverse_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
@@ -44,7 +44,7 @@ def inverse_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
 
 
 def is_concrete(x: object) -> bool:
-    """Whether the values of `x` can be looked at (it is not being traced).
+    """Whether the values of `x` can be read (it is not being traced).
 
     Look through `np.asarray`: inside a trace, `jnp` would make a tracer even of a known array.
     """

@@ -88,7 +88,7 @@ _plain = contextvars.ContextVar("plain", default=False)
 
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-    """What is traced inside takes `xla` everywhere (unless an op is told "pallas"): for programs of any platform."""
+    """What is traced inside takes `xla` everywhere (unless an op is given "pallas"): for programs of any platform."""
     before = _plain.set(True)
     try:
         yield
@@ -97,7 +97,7 @@ def plain() -> Iterator[None]:
 
 
 def partitioned() -> bool:
-    """Whether this trace stands under a mesh of several devices over which the compiler is to split it by itself."""
+    """Whether this trace is under a mesh of several devices over which the compiler partitions it automatically."""
     mesh = jax.sharding.get_abstract_mesh()
     split = (n for n, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual)
     return math.prod(split) > 1

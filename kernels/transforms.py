@@ -1,4 +1,4 @@
-"""What lets the ops pass through JAX's transformations: one linear map with its own transpose, and types under meshes.
+"""Support for JAX's transformations of the ops: one linear map with its own transpose, and types under meshes.
 
 A `custom_vjp` forbids forward mode. The ops are `custom_jvp`s instead, whose tangents are one `linear` call: forward
 mode runs its map, and reverse mode its transpose, which is written by hand and keeps no N x M array.
@@ -92,8 +92,8 @@ def vary(axes: tuple[str, ...], x: Any) -> Any:
     """The array (or None) as one that varies over `axes`, in which all inputs of an op must agree."""
     if x is None:
         return None
-    own = jax.typeof(x).manual_axis_type.varying
-    return lax.pcast(x, tuple(axis for axis in axes if axis not in own), to="varying")
+    varying = jax.typeof(x).manual_axis_type.varying
+    return lax.pcast(x, tuple(axis for axis in axes if axis not in varying), to="varying")
 
 
 def vary_as(like: Any, tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Settings for the whole suite: the CPU unless told otherwise, and one fixture for exact products."""
+"""Settings for the whole suite: the CPU unless told otherwise, exact products, and `--method=NAME` for one method."""
 
 import os
 
@@ -6,8 +6,59 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 # Tests compile hundreds of tiny programs and run each once or twice: compile them quickly rather than well.
 os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0")
 
+import difflib  # noqa: E402
+from pathlib import Path  # noqa: E402
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+#: Folders whose tests go over the catalogue or bear the name of a method; `--method` collects nothing else.
+OF_METHODS = ("methods", "parity")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--method", metavar="NAME", help="one method: its own files, its rows of the catalogue's tests, its vectors"
+    )
+
+
+def pytest_configure(config):
+    name = config.getoption("--method")
+    if name is None:
+        return
+    from jtok.methods import catalogue  # only then, since it imports every method
+
+    if name not in catalogue.methods():
+        near = difflib.get_close_matches(name, catalogue.methods(), 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`jtok list` shows them all."
+        raise pytest.UsageError(f"--method: there is no method '{name}'; {hint}")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Under `--method`, only the folders of methods: importing the others takes longer than one method's tests."""
+    if config.getoption("--method") is None:
+        return None
+    tests = Path(__file__).parent
+    parts = collection_path.relative_to(tests).parts if collection_path.is_relative_to(tests) else ()
+    return True if parts and parts[0] not in (*OF_METHODS, "conftest.py") else None
+
+
+def pytest_collection_modifyitems(config, items):
+    name = config.getoption("--method")
+    if name is None:
+        return
+    mine = [item for item in items if _is_of(item, name)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
+    items[:] = mine
+
+
+def _is_of(item: pytest.Item, name: str) -> bool:
+    """Whether a test is in a file named after the method, or is the method's row of a parametrised test."""
+    file = f"test_{name.replace('-', '_')}"
+    if item.path.stem == file or item.path.stem.startswith(f"{file}_"):
+        return True
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return any(param == name or getattr(param, "slug", None) == name for param in params)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@
     jtok train --config=configs/tokenizer/titok.py:quick --workdir=runs/titok_quick      minutes on a CPU
 
 One stage: pixels out, losses from the start. Two stages, the paper's: the decoder predicts the codes of MaskGIT's VQGAN
-(a safetensors file of it is needed), then encoder and codes are frozen and a decoder of pixels is trained behind it.
+(a safetensors file of it is needed), then encoder and codes are frozen and a decoder of pixels is trained after it.
 The perceptual loss is the weight-free pyramid unless LPIPS's files are given:
 
     --config.loss.lpips=1.0 --config.loss.pyramid=0 --config.loss.lpips_backbone=vgg16.safetensors \

@@ -10,7 +10,7 @@ of the cosine each time: --config.train.steps=7000 up to update 1,294, 5000 up t
 7,000 (94.95 %), 8500 to the end. A run with 8,500 from the start has not been made.
 
 By the contiguous cut, whose test digits are mostly by other writers, the same ViT reads 93.55 % (1,871 of 2,000): this
-command with :contiguous behind the file's name, stopped at update 4,599 and ended with --config.train.steps=6500.
+command with :contiguous after the file's name, stopped at update 4,599 and ended with --config.train.steps=6500.
 """
 
 from jtok.training.tasks.classify import default_config

@@ -22,7 +22,7 @@ class Part:
     depth: int = 0
     spare: tuple[str, ...] = ()  # paths of ours, by their beginning, that this model may lack though the file has them
     cut: bool = False  # the file may hold more layers than the model uses
-    #: Number of a layer in the file -> (part, number there), where some of its layers make a stack of their own.
+    #: Number of a layer in the file -> (part, number there), where some of its layers form a separate stack.
     stacks: Mapping[int, tuple[str, int]] = dataclasses.field(default_factory=dict)
 
 
@@ -84,7 +84,7 @@ def match(weights: Weights, parts: Mapping[str, Part], wanted: Mapping[str, Any]
         for name in slot.rule.names:
             key = (slot.part, None, name.format(slot.layer)) if "{}" in name else (slot.part, slot.layer, name)
             by_name[key].append(slot)
-    found, unknown, filled = [], [], Counter()
+    fills, unknown, filled = [], [], Counter()
     for name in sorted(weights.shapes):
         part, layer, rest = form.split(name)
         if part in parts and layer in parts[part].stacks:
@@ -96,12 +96,12 @@ def match(weights: Weights, parts: Mapping[str, Part], wanted: Mapping[str, Any]
             if filled[slot.key] + math.prod(slot.box) <= space[slot.key]:
                 filled[slot.key] += math.prod(slot.box)
                 fit.append((name, slot))
-        found += fit
+        fills += fit
         if not fit and not form.left(name) and not (part in parts and _spare(parts[part], rest, shapes)):
             unknown.append(name)
-    _check(weights, slots, [slot for _, slot in found], filled, space, unknown)
+    _check(weights, slots, [slot for _, slot in fills], filled, space, unknown)
     _check_all_named(weights, shapes, filled)
-    return [_fill(weights, parts, name, slot) for name, slot in found]
+    return [_fill(weights, parts, name, slot) for name, slot in fills]
 
 
 def _slots(parts: Mapping[str, Part], shapes: Mapping[str, Shape]) -> Iterator[_Slot]:

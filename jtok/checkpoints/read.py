@@ -1,7 +1,7 @@
 """Reads a released checkpoint into parameters, tensor by tensor; names and shapes are checked before anything is read.
 
-Every tensor is read from disk once, turned to our layout and put where it belongs. There is never more than one tensor
-of the file beside the parameters, which lie on the host, or at once on the devices that are to hold them.
+Every tensor is read from disk once, converted to our layout and placed in the parameters. There is never more than
+one tensor of the file beside the parameters, which lie on the host, or directly on the devices that hold them.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _filled(leaf: np.ndarray | jax.Array, tensor: np.ndarray, fill: Fill) -> np.
 def _place(
     leaf: jax.Array, tensor: jax.Array, start: tuple[int, ...], how: str, box: tuple[int, ...], where: Sharding
 ) -> jax.Array:
-    turned = _inputs_first(tensor, how).astype(leaf.dtype).reshape(box)
-    filled = jax.lax.dynamic_update_slice(leaf, turned, start)
+    values = _inputs_first(tensor, how).astype(leaf.dtype).reshape(box)
+    filled = jax.lax.dynamic_update_slice(leaf, values, start)
     return jax.lax.with_sharding_constraint(filled, where) if isinstance(where, NamedSharding) else filled
 
 

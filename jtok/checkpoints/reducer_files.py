@@ -1,4 +1,4 @@
-"""Files of what a plan has learned: jtok's own, and projectors in the form in which their authors released them."""
+"""Files of learned reducers: in jtok's format, and projectors in the format their authors released."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def load_reducer(path: str | os.PathLike, plan: Plan) -> dict[str, Any]:
         raise UserError(f"the plan '{plan.name}' has nothing to learn: leave the reducer file '{path}' away.")
     weights = open_weights(path)
     wanted = {site: flatten(tree) for site, tree in like.items()}
-    own = any(name.startswith(f"{site}/") for name in weights.shapes for site in wanted)
-    if not own and set(wanted) == {"projector"} and hasattr(plan.projector, "names"):
+    by_site = any(name.startswith(f"{site}/") for name in weights.shapes for site in wanted)
+    if not by_site and set(wanted) == {"projector"} and hasattr(plan.projector, "names"):
         fixed = getattr(plan.projector, "fixed_names", ())
         part = Part(plan.projector.names, None)
         return {"projector": read(weights, {"": part}, like["projector"], projector_format(weights, fixed))}
-    found = _read(weights, wanted)
+    arrays = _read(weights, wanted)
     return {
-        site: jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(found[site][name]) for name in wanted[site]])
+        site: jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(arrays[site][name]) for name in wanted[site]])
         for site, tree in like.items()
     }
 

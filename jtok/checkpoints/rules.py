@@ -1,6 +1,6 @@
 """Rules that say under which name, and how laid out, each of our parameters lies in files that others released.
 
-Tables of rules are data: they stand beside the models that they belong to. `read` finds and reads tensors by them,
+Tables of rules are data: they lie beside the models that they belong to. `read` finds and reads tensors by them,
 `write` writes them. The small functions below make the rules of common layers; each takes the released names first
 (several spellings are separated by spaces), then our dotted path.
 """
@@ -27,7 +27,7 @@ def everywhere(config: Any) -> Any:
 class Rule:
     """One tensor of a file, or one in each layer, and the part of ours that it fills.
 
-    names: its spellings, the first of which is written and names it in errors. `{}` in one is the layer's number; in
+    names: its spellings; the first is written to files and used in errors. `{}` in one is the layer's number; in
     tables whose files have several leads it is cut off with the lead, and the paths of stacked layers begin with
     `blocks.`.
     path: of our tensor, dotted.
@@ -37,7 +37,7 @@ class Rule:
     a convolution of the config's `kernel`, the inputs in our order.
     at: the index into our tensor (of one layer) that it fills.
     thirds: the range of the first axis that is meant, where one tensor of query, key and value fills several of ours.
-    ones: axes of size one that the file has besides, in front of a table and behind the inputs of a linear layer; read
+    ones: axes of size one that the file has besides, before a table and after the inputs of a linear layer; read
     with or without them, and written.
     """
 

@@ -50,7 +50,7 @@ class Weights:
             return np.asarray(file.get_tensor(name)).astype(np.float32)
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, tensor in the file's own dtype), file by file, read one after the other. Raises as `read` does."""
+        """(name, tensor in the file's own dtype), file by file, read one at a time. Raises as `read` does."""
         by_file = defaultdict(list)
         for name in names:
             by_file[self.files[name]].append(name)
@@ -88,15 +88,15 @@ def wrong_shape(weights: Weights, name: str, found: tuple[int, ...], wanted: tup
 def _files_of(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if not index.exists():
-        found = sorted(directory.glob("*.safetensors"))
-        if not found:
+        files = sorted(directory.glob("*.safetensors"))
+        if not files:
             pickled = any(p.suffix in PICKLES for p in directory.iterdir())
             why = "holds pickled weights only, which can run code" if pickled else "holds no safetensors file"
             raise UserError(f"'{directory}' {why}: save the model there as model.safetensors.")
         named = directory / "model.safetensors"
-        if named not in found and len(found) > 1:
-            raise UserError(f"'{directory}' holds {len(found)} safetensors files and no index: name the file to load.")
-        return [named if named in found else found[0]]
+        if named not in files and len(files) > 1:
+            raise UserError(f"'{directory}' holds {len(files)} safetensors files and no index: name the file to load.")
+        return [named if named in files else files[0]]
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         raise UserError(f"'{index}' has no weight_map of tensors to files: fetch the index again.")

@@ -1,6 +1,6 @@
 """Names of tensors in checkpoints of decoders and vision-language models, in every spelling.
 
-A name is cut into (part, layer, rest): the part it belongs to, the layer's number, and what stands behind, which is
+A name is cut into (part, layer, rest): the part it belongs to, the layer's number, and the remainder, which is
 looked up in the part's table. Files, modules and older releases of transformers differ only in what leads.
 """
 
@@ -31,9 +31,9 @@ IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|masked_bias)$")
 def split_part(name: str) -> tuple[str, int | None, str]:
     """(part, layer or None, rest of the name)."""
     for part, lead in _PARTS.items():
-        found = lead.match(name)
-        if found:
-            return part, *split_name(name[found.end() :])
+        match = lead.match(name)
+        if match:
+            return part, *split_name(name[match.end() :])
     raise AssertionError("the last part takes any name")
 
 

@@ -9,10 +9,10 @@ from jtok.data import photographs
 
 
 class Dice:
-    """Uniform draws of one scene, taken from a generator all at once, which is far cheaper than one by one.
+    """Uniform draws of one scene, taken from a generator all at once, which is far cheaper than drawing one by one.
 
     key: the numbers that the scene depends on. draws: more than one scene can use.
-    `rng` is the generator behind them, for arrays of draws.
+    `rng` is their generator, for arrays of draws.
     """
 
     def __init__(self, *key: int, draws: int = 160):
@@ -85,5 +85,5 @@ def background(split: str, size: int, dice: Dice) -> np.ndarray:
 
 
 def image_of(canvas: np.ndarray) -> np.ndarray:
-    """The finished picture: uint8 [H, W, 3] from a canvas float32 [3, H, W]."""
+    """The finished image: uint8 [H, W, 3] from a canvas float32 [3, H, W]."""
     return np.ascontiguousarray(np.moveaxis(canvas.astype(np.uint8), 0, -1))

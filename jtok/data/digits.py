@@ -51,10 +51,10 @@ def labels() -> np.ndarray:
 
 
 def _resampler(side: int, degrees: float, shear: float) -> np.ndarray:
-    """The linear map [64, side*side] from an 8x8 image to `side` pixels, turned and sheared about its centre."""
+    """The linear map [64, side*side] from an 8x8 image to `side` pixels, rotated and sheared about its centre."""
     angle = np.deg2rad(degrees)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = turn @ np.array([[1.0, 0.0], [shear, 1.0]]) * (8 / side)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = rotation @ np.array([[1.0, 0.0], [shear, 1.0]]) * (8 / side)
     offset = 3.5 - matrix @ np.full(2, (side - 1) / 2)
     units = np.eye(64).reshape(64, 8, 8)
     warp = functools.partial(
@@ -70,9 +70,9 @@ def sprites(split: str, cut: str, sides: tuple[int, ...]) -> list[np.ndarray]:
     One float32 [n, side, side] per (side, pose), poses varying fastest; a row is a digit of `split_indices`.
     """
     digits = sklearn.datasets.load_digits().data[split_indices(split, cut)] / 16  # [n, 64]
-    found = []
+    inks = []
     for side in sides:
         for pose in POSES:
             ink = (digits @ _resampler(side, *pose)).reshape(-1, side, side)
-            found.append(np.clip((ink - 0.35) / 0.3, 0, 1).astype(np.float32))  # sharpens the blur of the 8x8 image
-    return found
+            inks.append(np.clip((ink - 0.35) / 0.3, 0, 1).astype(np.float32))  # sharpens the blur of the 8x8 image
+    return inks

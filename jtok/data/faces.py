@@ -1,7 +1,7 @@
-"""Small grey faces, and pictures that are none: the subset of "Labeled Faces in the Wild" inside scikit-image.
+"""Small grey faces, and images without one: the subset of "Labeled Faces in the Wild" inside scikit-image.
 
-200 pictures of 25 x 25 pixels, 100 of them faces; its file lies in the installed package, nothing is downloaded. No
-picture is in two splits; whether a person is, the subset does not say.
+200 images of 25 x 25 pixels, 100 of them faces; its file lies in the installed package, nothing is downloaded. No
+image is in two splits; whether a person is, the subset does not say.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def pictures() -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Faces:
-    """A random-access source; picture `i` depends on (seed, split, i) and on nothing else."""
+    """A random-access source; image `i` depends on (seed, split, i) and on nothing else."""
 
     split: str
     size: int
@@ -61,7 +61,7 @@ def faces(
 ) -> grain.MapDataset:
     """Faces as a Grain data set of {"image": uint8 [size, size, 3], "label": int32, 1 for a face}.
 
-    others: with the pictures that are no faces. length: 1,000,000 for train, whose crops vary, and as many as there are
+    others: with the images without faces. length: 1,000,000 for train, whose crops vary, and as many as there are
     pictures otherwise. Raises UserError for an unknown split, a size under 8, or a length under 1.
     """
     check_split(split)

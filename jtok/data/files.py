@@ -39,8 +39,8 @@ def split_files(path: str | pathlib.Path, split: str, suffix: str) -> list[pathl
     patterns = [f"*{suffix}"] if folder else [f"{name}[-_.]*{suffix}" for name in FOLDERS[split]]
     patterns += [] if folder else [f"{name}{suffix}" for name in FOLDERS[split]]
     where = folder or pathlib.Path(path)
-    found = sorted({file for pattern in patterns for file in where.glob(pattern) if file.is_file()})
-    if not found:
+    files = sorted({file for pattern in patterns for file in where.glob(pattern) if file.is_file()})
+    if not files:
         wanted = f"'{where}/*{suffix}'" if folder else f"'{path}/{split}/*{suffix}' or '{path}/{split}-*{suffix}'"
         raise UserError(f"There are no {split} files in '{path}': nothing matches {wanted}.")
-    return found
+    return files

@@ -5,8 +5,8 @@ and a resumed run must see what an uninterrupted one would have seen. So a corru
 readable one* in the order of the source. That keeps all three, whatever the number of processes; the price is that the
 neighbour of a corrupt image is seen twice an epoch. Where that matters (an evaluation), `readable_only` decodes
 everything once beforehand and leaves the corrupt images out.
-Either way each corrupt image is logged once, by name, with the running count, and stands in `Images.skipped`.
-(Worker processes keep a count of their own.)
+Either way each corrupt image is logged once, by name, with the running count, and is listed in `Images.skipped`.
+(Worker processes keep separate counts.)
 """
 
 import io
@@ -41,7 +41,7 @@ class EncodedSource(Protocol):
 
 
 class UnreadableImage(Exception):
-    """An example that cannot be read; `name` says which, the message why. `Images` skips it."""
+    """An example that cannot be read; `name` identifies it, the message gives the reason. `Images` skips it."""
 
     def __init__(self, name: str, reason: Any):
         super().__init__(f"{name}: {reason}")

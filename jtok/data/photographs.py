@@ -110,7 +110,7 @@ def photos(
     image: uint8 [size, size, 3], a window of the photograph (shrunk until its shorter side has `shorter` pixels, by
     default 4 `size`) from `size` pixels to its whole shorter side, resized, mirrored half of the time. label: int32
     scalar, the photograph (its place in `NAMES`). `seed` draws other crops; `length` is 1,000,000 for train and 2,000
-    otherwise. vary: training crops are also turned and get other colours.
+    otherwise. vary: training crops are also rotated and recoloured.
     Raises UserError for an unknown split, or a size, length or shorter side under 1.
     """
     check_split(split)

@@ -1,4 +1,4 @@
-"""Any picture file as 8-bit RGB, with a sentence for everything that was converted on the way."""
+"""Any image file as 8-bit RGB, with a sentence for everything that was converted on the way."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def read_picture(path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "H W 3"], list[str]]:
-    """(the picture, what was done to it, a short phrase each). A camera's orientation tag is followed.
+    """(the image, what was done to it, a short phrase each). A camera's orientation tag is followed.
 
     Raises UserError for a file that is not there, unreadable, animated or of several pages, or of floats.
     """
     try:
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind the picture
-                raise UserError(f"'{path}' holds {frames} frames or pages: give a picture of one.")
+            if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview after the image
+                raise UserError(f"'{path}' holds {frames} frames or pages: give an image of one.")
             if image.mode == "F":
                 raise UserError(f"'{path}' has floating-point pixels: save it with 8 bits a channel first.")
             deep = image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile)

@@ -64,8 +64,10 @@ def make_dataset(name: str, split: str, **options: Any) -> grain.MapDataset:
         return build(split, **options)
     if not options.get("path"):
         raise UserError(f"The data set {name} reads files; give the directory that holds them as path=...")
-    own = {option: options.pop(option) for option in [*_options(FORMATS[name]), "path"] if option in options}
-    return image_files(FORMATS[name](split=split, **own), augment=options.pop("augment", split == "train"), **options)
+    format_options = {option: options.pop(option) for option in [*_options(FORMATS[name]), "path"] if option in options}
+    return image_files(
+        FORMATS[name](split=split, **format_options), augment=options.pop("augment", split == "train"), **options
+    )
 
 
 def _options(build: Callable[..., Any]) -> list[str]:
@@ -78,7 +80,7 @@ def image_files(
 ) -> grain.MapDataset:
     """The images of a source, decoded and brought to one size: {"image": uint8 [size, size, 3], "label": int32}.
 
-    augment: random resized crop and mirroring, drawn anew each epoch from `seed`, instead of the centre crop
+    augment: random resized crop and mirroring, redrawn each epoch from `seed`, instead of the centre crop
     (`make_dataset` sets it for the train split). A corrupt image is replaced by its successor, counted and logged;
     with `verify`, all images are decoded once now and corrupt ones left out (see `jtok.data.images`).
     Raises UserError for a size under 1.
@@ -111,7 +113,7 @@ def batches(
     None) follow each other without a gap, each in an order of its own; a batch may span two, and only the very last may
     be short, which `drop_remainder` leaves out. Where a short one is shared by several processes it is filled up:
     examples get a key "valid", false in those that fill, and a `batch` that cannot be shared evenly is made larger.
-    The iterator's `get_state()` is a small JSON-able state, from which `set_state(state)` goes on exactly; hand the
+    The iterator's `get_state()` is a small JSON-able state, from which `set_state(state)` resumes exactly; hand the
     iterator to Orbax as `grain.python.PyGrainCheckpointSave(iterator)`. `workers` processes, or without any one
     thread, keep `prefetch` batches ready; neither changes what comes. A state is good for the same arguments only,
     in any number of processes.

@@ -1,4 +1,4 @@
-"""Several questions about one digit scene: what a model is trained on, so that each picture is looked at once.
+"""Several questions about one digit scene: what a model is trained on, so that each image is encoded once.
 
 The pictures are those of `digit_questions`, which come equally often from the seven kinds of scenes; about each the
 question it was made for is asked, and others that its digits answer, each at most once.
@@ -33,14 +33,14 @@ class QuestionSets:
         scene = self.scenes.scene(index)
         asked = {scene.question: (scene.kind, scene.answer)}
         dice = Dice(self.scenes.seed, int(index), 2, draws=8 * self.questions)
-        turn = dice.whole(0, len(KINDS))
+        offset = dice.whole(0, len(KINDS))
         for attempt in range(2 * self.questions):  # some kinds do not fit, some questions are asked already
             if len(asked) == self.questions:
                 break
-            kind = KINDS[(turn + attempt) % len(KINDS)]
-            found = further_question(kind, scene, self.scenes.size, dice)
-            if found is not None:
-                asked.setdefault(found[0], (kind, found[1]))
+            kind = KINDS[(offset + attempt) % len(KINDS)]
+            extra = further_question(kind, scene, self.scenes.size, dice)
+            if extra is not None:
+                asked.setdefault(extra[0], (kind, extra[1]))
         return scene.picture() | self._ids(asked)
 
     def _ids(self, asked: dict[str, tuple[str, str]]) -> dict[str, np.ndarray]:

@@ -46,7 +46,7 @@ def _padded(ids: list[int], length: int) -> np.ndarray:
 
 
 def encode_question(text: str) -> Int[np.ndarray, "8"]:
-    """The ids of a question, int32 [QUESTION_LENGTH], PAD behind its words.
+    """The ids of a question, int32 [QUESTION_LENGTH], PAD after its words.
 
     Case and punctuation do not matter, and a numeral below ten stands for its word ("is there a 7").
     Raises UserError for a word outside the vocabulary, no words, or more than QUESTION_LENGTH of them.

@@ -1,6 +1,6 @@
 """Questions about digit scenes: one to four whole handwritten digits on a cluttered canvas, a question, its answer.
 
-The digits and the photographs behind them are those of `digit_scenes`, and nothing crosses a split here either; the
+The digits and background photographs are those of `digit_scenes`, and nothing crosses a split here either; the
 digits are brighter than the litter and do not overlap. Seven kinds of question come equally often:
 
 | kind      | question                               | scenes                                                       |
@@ -14,7 +14,7 @@ digits are brighter than the litter and do not overlap. Seven kinds of question 
 | times     | how many times does a seven occur      | 1-4 digits, 0 to 3 of them that one                          |
 
 Where sides are asked for, digits within 1/16 of the canvas of the dividing line (or of each other, for `left`) do not
-occur. Classes are drawn uniformly, so that neither kind nor question tells much about the answer; `chance_levels`
+occur. Classes are drawn uniformly, so that neither kind nor question reveals much about the answer; `chance_levels`
 says how much.
 """
 
@@ -80,7 +80,7 @@ def _presence_cast(dice: Dice) -> _Cast:
     asked, count = dice.whole(0, 10), dice.whole(1, MOST_DIGITS + 1)
     classes = _others(dice, asked, count)
     if dice.whole(0, 2):
-        classes[0] = asked  # the digits' places are drawn later, so the first is as good as any
+        classes[0] = asked  # the digits' places are drawn later, so the first can be chosen
     return _Cast(classes, _sizes(dice, count), asked)
 
 
@@ -98,7 +98,7 @@ def _times_cast(dice: Dice) -> _Cast:
 
 
 class Scene(NamedTuple):
-    """A picture and a question. boxes: tight around the strokes of each digit; centres: of its frame, (y, x)."""
+    """An image and a question. boxes: tight around the strokes of each digit; centres: of its frame, (y, x)."""
 
     kind: str
     question: str
@@ -239,7 +239,7 @@ class DigitQuestions:
         }
 
     def scene(self, index: int) -> Scene:
-        """What is in picture number `index`, and the question that it was made for."""
+        """The contents of image number `index`, and the question that it was made for."""
         # At most 11 draws for the cast, 5 for the background, 6 a digit, 13 a patch and 19 a fragment.
         split, cut = photographs.SPLITS.index(self.split), digits.CUTS.index(self.cut)
         dice = Dice(self.seed, split, cut, int(index), 1, draws=128)
@@ -257,7 +257,7 @@ class DigitQuestions:
         return digits.sprites(self.split, self.cut, _sides(self.size))[place * len(digits.POSES) + pose]
 
     def _draw(self, cast: _Cast, corners: np.ndarray, dice: Dice) -> tuple[np.ndarray, list[list[int]]]:
-        """The picture, uint8 [size, size, 3], and the box [y0, x0, y1, x1] of every digit's strokes."""
+        """The image, uint8 [size, size, 3], and the box [y0, x0, y1, x1] of every digit's strokes."""
         opacities, boxes = [], []
         for digit, (y, x) in enumerate(corners.tolist()):
             pose = dice.whole(0, len(digits.POSES))
@@ -298,7 +298,7 @@ def digit_questions(
 ) -> grain.MapDataset:
     """Questions about digit scenes as a Grain data set of arrays; `jtok.data.question_text` turns ids into text.
 
-    image: uint8 [size, size, 3]. question: int32 [8], ids of `VOCABULARY`, padded with 0 behind; question_length:
+    image: uint8 [size, size, 3]. question: int32 [8], ids of `VOCABULARY`, padded with 0 at the end; question_length:
     int32 scalar. answer: int32 [2], the answer's id and the end mark. kind: int32 scalar, a place in `KINDS`.
     labels: int32 [4], the classes of the digits, -1 where there are fewer than four. boxes: float32 [4, 4], in the
     same order, [y0, x0, y1, x1] in pixels, end exclusive, tight around the strokes, 0 where there is none.

@@ -1,7 +1,7 @@
 """WebDataset shards: plain tar files where the members of one example share a name up to its first dot.
 
 An example is an image (`.jpg`, `.jpeg`, `.png`, `.webp`) and its label: `.cls`, a decimal number, or `.json`, an
-object with an integer "label". The headers of every shard are read once, so that any example can be read by itself.
+object with an integer "label". The headers of every shard are read once, so that any example can be read independently.
 """
 
 import json

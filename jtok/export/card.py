@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, what it costs, where it comes from; as JSON and as Markdown."""
+"""The model card of an export: what it is, what it costs, its provenance; as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _cost(source: Source) -> dict[str, Any]:
     image = jax.ShapeDtypeStruct((1, c.image, c.image, c.channels), jnp.float32)
 
     def read(tower: ViT, image: jax.Array, plan: Plan) -> Any:
-        found = tower(image, plan)
-        return found.tokens.x if found.pooled is None else (found.pooled, found.logits)
+        output = tower(image, plan)
+        return output.tokens.x if output.pooled is None else (output.pooled, output.logits)
 
     with_plan, without = (count(lambda t, x, p=p: read(t, x, p), tower, image) for p in (source.plan, Plan()))
     return {
@@ -93,7 +93,7 @@ def markdown(card: dict[str, Any]) -> str:
     if cost:
         rows.append(("cost of an image", "; ".join(f"{k} {_figure(v)}" for k, v in cost.items() if k != "note")))
     rows += [
-        ("data", f"{(card['data'] or {}).get('name', 'not told by the weights')}"),
+        ("data", f"{(card['data'] or {}).get('name', 'not recorded in the weights')}"),
         ("weights", ", ".join(f"{k} {v}" for k, v in card["weights"].items())),
         ("versions", ", ".join(f"{k} {v}" for k, v in card["versions"].items())),
         ("commit", str((card["commit"] or {}).get("commit", "an installed package"))),

@@ -24,7 +24,7 @@ from jtok.models.towers.vit import ViTConfig
 
 Names = Literal["transformers", "timm"]
 
-#: Fields that no file of weights tells: how it is computed, and how its position table would be resized.
+#: Fields that weight files do not record: how it is computed, and how its position table would be resized.
 _FREE = {"dtype", "remat", "antialias"}
 
 
@@ -158,14 +158,14 @@ def _timm(config: ViTConfig, ours: Mapping[str, np.ndarray]) -> tuple[dict[str, 
 
 def _check(directory: Path, config: ViTConfig, ours: Mapping[str, np.ndarray], names: str, storage: str) -> None:
     """Raises UserError unless the files give this tower again."""
-    told = {f: getattr(config, f) for f in ("heads", "act", "eps", "final_norm", "image")} if names == "timm" else {}
-    found, params = load_vit(directory, fields=told)
+    given = {f: getattr(config, f) for f in ("heads", "act", "eps", "final_norm", "image")} if names == "timm" else {}
+    loaded, params = load_vit(directory, fields=given)
     free = _FREE | ({"image", "table"} if config.packed else set())
     fields = [f.name for f in dataclasses.fields(config) if f.name not in free]
-    other = [f for f in fields if getattr(found, f) != getattr(config, f)]
+    other = [f for f in fields if getattr(loaded, f) != getattr(config, f)]
     if other:
         model = "timm's vision transformer" if names == "timm" else f"a model of transformers ('{family_of(config)}')"
-        said = ", ".join(f"{f} {getattr(config, f)} would be {getattr(found, f)}" for f in other)
+        said = ", ".join(f"{f} {getattr(config, f)} would be {getattr(loaded, f)}" for f in other)
         raise UserError(f"the tower is not {model} ({said}): export under other names, or as stablehlo.")
     for path, a in flatten(params).items():
         if not np.array_equal(np.asarray(a), ours[path].astype(jnp.dtype(storage)).astype(np.float32)):

@@ -26,7 +26,7 @@ ACCELERATORS = {"tpu": "TPU v5 lite", "cuda": "NVIDIA H100"}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is to be exported.
+    """A function to export.
 
     name: of the file. apply: arrays with a leading batch axis -> {name: array with a leading batch axis}, where no row
     depends on the others. row: shape and type of each argument, without the batch axis.
@@ -37,14 +37,14 @@ class Program:
     row: tuple[jax.ShapeDtypeStruct, ...]
 
     def arguments(self, batch: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes and types of the arguments for so many rows."""
+        """Shapes and types of the arguments for `batch` rows."""
         return tuple(jax.ShapeDtypeStruct((batch, *a.shape), a.dtype) for a in self.row)
 
 
 def tower_program(source: Source) -> Program:
     """A tower with its plan: images [B,H,W,C] -> tokens, owner and, where there are any, pooled and logits.
 
-    images: uint8 where the weights tell how they are to be normalised, else float32 and normalised. Raises UserError
+    images: uint8 where the weights record their normalisation, else float32 and normalised. Raises UserError
     for a tower of packed patches.
     """
     c, statistics = source.config, source.statistics
@@ -54,8 +54,13 @@ def tower_program(source: Source) -> Program:
 
     def apply(images: jax.Array) -> dict[str, jax.Array]:
         pixels = images if statistics is None else normalise(images, *statistics)
-        found = nnx.merge(graphdef, nnx.State(source.params))(pixels, source.plan)
-        named = {"tokens": found.tokens.x, "owner": found.tokens.owner, "pooled": found.pooled, "logits": found.logits}
+        output = nnx.merge(graphdef, nnx.State(source.params))(pixels, source.plan)
+        named = {
+            "tokens": output.tokens.x,
+            "owner": output.tokens.owner,
+            "pooled": output.pooled,
+            "logits": output.logits,
+        }
         return {name: a for name, a in named.items() if a is not None}
 
     kind = jnp.float32 if statistics is None else jnp.uint8

@@ -51,7 +51,7 @@ def question_program(model: VLM, text: int) -> Program:
     check_llava(model)
     before = _text_before(model)
     if text <= before:
-        raise UserError(f"--text={text} leaves no room for a question behind the {before} tokens before the image.")
+        raise UserError(f"--text={text} leaves no space for a question after the {before} tokens before the image.")
     if model.plan.embed is not None:
         raise UserError(f"the method '{model.plan.name}' reads questions by another model: it is no part of a program.")
     settings = model.described().settings
@@ -75,7 +75,7 @@ def one_image_inputs(
 ) -> Inputs:
     """What a network takes for prompts of one image each: what `arrange` makes of them, traced.
 
-    pixels [B,H,W,3], normalised; ids [B,M] of the text, `length` [B] of them meant; `before` stand before the image.
+    pixels [B,H,W,3], normalised; ids [B,M] of the text, the first `length` [B] valid; `before` precede the image.
     """
     (b, m), features = ids.shape, grid[0] * grid[1]
     slot = jnp.arange(m, dtype=jnp.int32)
@@ -157,7 +157,7 @@ def question_facts(model: VLM, name: str, source: Path, how: Mapping[str, Any], 
     whole = dataclasses.replace(model, plan=Plan())
     programs = [question_program(m, text) for m in (model, whole)]
     with_plan, without = (count(p.apply, *p.arguments(1)).gmacs for p in programs)
-    found = open_weights(source)
+    checkpoint = open_weights(source)
     return {
         "about": {
             "tower": f"{c.tower.depth} blocks, width {c.tower.width}, {c.tower.heads} heads, {target.patches} patches",
@@ -167,6 +167,6 @@ def question_facts(model: VLM, name: str, source: Path, how: Mapping[str, Any], 
         "parameters": parameters(model.params).count,
         "plan": plan_facts(model.plan, how, target.patches),
         "cost_of_an_image": {"gmacs": with_plan, "gmacs_without_plan": without, "of": f"a prompt of {text} tokens"},
-        "data": json.loads(found.metadata["jtok.data"]) if "jtok.data" in found.metadata else None,
-        "weights": {"path": Path(name).name, "sha256": digests(found.files.values())},
+        "data": json.loads(checkpoint.metadata["jtok.data"]) if "jtok.data" in checkpoint.metadata else None,
+        "weights": {"path": Path(name).name, "sha256": digests(checkpoint.files.values())},
     }

@@ -1,4 +1,4 @@
-"""What is exported: a tower, the plan that stands in it, and what is known of both."""
+"""What is exported: a tower, its plan, and the facts known of both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jtok.training.weights import load_reducer
 class Source:
     """A tower with its parameters, its plan, and facts for the card.
 
-    mean, std: with which bytes were normalised in training, None where the weights do not tell.
+    mean, std: with which bytes were normalised in training, None where the weights do not record it.
     """
 
     name: str
@@ -62,9 +62,9 @@ def read(
         config, params, data, facts, learned = _from_run(path)
     else:
         config, params = load_vit(path)
-        found = open_weights(path)
-        data = json.loads(found.metadata["jtok.data"]) if "jtok.data" in found.metadata else None
-        facts, learned = {"sha256": digests(found.files.values())}, {}
+        checkpoint = open_weights(path)
+        data = json.loads(checkpoint.metadata["jtok.data"]) if "jtok.data" in checkpoint.metadata else None
+        facts, learned = {"sha256": digests(checkpoint.files.values())}, {}
     plan = catalogue.make_plan(method, config.target(), keep, **(options or {}))
     if reducer:
         plan = plan.with_params(load_reducer(reducer, plan), trained=True)
@@ -93,8 +93,8 @@ def _from_run(path: Path) -> tuple[ViTConfig, dict[str, Any], dict[str, Any], di
 
 def digests(files: Iterable[str | os.PathLike]) -> dict[str, str]:
     """SHA-256 of files, by their names."""
-    found = {}
+    hashes = {}
     for file in sorted(set(files)):
         with open(file, "rb") as opened:
-            found[os.path.basename(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return found
+            hashes[os.path.basename(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return hashes

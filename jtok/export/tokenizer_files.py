@@ -18,7 +18,7 @@ from jtok.errors import UserError
 from jtok.tokenizers.files import load_tokenizer
 from jtok.tokenizers.protocol import ImageTokenizer
 
-#: Fields that say how it is trained or computed, which no file of a release tells.
+#: Fields that say how it is trained or computed, which released files do not record.
 _FREE = {"dtype", "remat", "entropy", "temperature", "pass_through"}
 
 
@@ -43,13 +43,13 @@ def released_tensors(tokenizer: ImageTokenizer) -> dict[str, np.ndarray]:
 
 def _check(directory: Path, tokenizer: ImageTokenizer, storage: str) -> None:
     """Raises UserError unless the files give this tokenizer again."""
-    found = load_tokenizer(directory)
+    loaded = load_tokenizer(directory)
     fields = [f.name for f in dataclasses.fields(tokenizer.config) if f.name not in _FREE]
-    other = [f for f in fields if getattr(found.config, f) != getattr(tokenizer.config, f)]
+    other = [f for f in fields if getattr(loaded.config, f) != getattr(tokenizer.config, f)]
     if other:
-        said = ", ".join(f"{f} {getattr(tokenizer.config, f)} would be {getattr(found.config, f)}" for f in other)
+        said = ", ".join(f"{f} {getattr(tokenizer.config, f)} would be {getattr(loaded.config, f)}" for f in other)
         raise UserError(f"no release is like this tokenizer ({said}): export it as stablehlo.")
-    before, after = (flatten(nnx.to_pure_dict(nnx.state(t, nnx.Param))) for t in (tokenizer, found))
+    before, after = (flatten(nnx.to_pure_dict(nnx.state(t, nnx.Param))) for t in (tokenizer, loaded))
     for path, a in before.items():
         if not np.array_equal(np.asarray(a).astype(jnp.dtype(storage)).astype(np.float32), np.asarray(after[path])):
             raise RuntimeError(f"{path} is read back as something else than was written")

@@ -22,9 +22,9 @@ from jtok.tokenizers.protocol import ImageTokenizer
 
 def tokenizer_programs(tokenizer: ImageTokenizer) -> list[Program]:
     """`encode`: images uint8 [B,H,W,3] -> ids int32 [B,K] (float32 latents [B,K,d] without ids) and count [B].
-    `decode`: these and count -> images uint8; what stands behind the count of a row does not matter.
+    `decode`: these and count -> images uint8; entries after the count of a row are ignored.
 
-    Raises UserError for a tokenizer that has no size of its own, or that stands on a base that it lacks.
+    Raises UserError for a tokenizer that has no fixed size, or whose base tokenizer is missing.
     """
     side = getattr(tokenizer.config, "image", 0)
     if not side or getattr(tokenizer.config, "text_length", 0):
@@ -34,8 +34,8 @@ def tokenizer_programs(tokenizer: ImageTokenizer) -> list[Program]:
 
     def encode(images: jax.Array) -> dict[str, jax.Array]:
         code = nnx.merge(graphdef, state).encode(images.astype(jnp.float32) / 255)
-        told = {"latents": code.latents.astype(jnp.float32)} if code.ids is None else {"ids": code.ids}
-        return {**told, "count": code.count}
+        arrays = {"latents": code.latents.astype(jnp.float32)} if code.ids is None else {"ids": code.ids}
+        return {**arrays, "count": code.count}
 
     def decode(code: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
         net = nnx.merge(graphdef, state)
@@ -46,7 +46,7 @@ def tokenizer_programs(tokenizer: ImageTokenizer) -> list[Program]:
     code = given["ids"] if "ids" in given else given["latents"]
     row = tuple(jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (code, given["count"]))
     programs = [Program("encode", encode, (image,)), Program("decode", decode, row)]
-    jax.eval_shape(decode, *programs[1].arguments(1))  # what stands on a base that is not there is found here
+    jax.eval_shape(decode, *programs[1].arguments(1))  # fails here if the base tokenizer is missing
     return programs
 
 

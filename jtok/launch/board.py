@@ -66,7 +66,7 @@ class Board:
             self.live.stop()
 
     def update(self, *, now: bool = False) -> None:
-        """Draws the table anew, at most twice a second."""
+        """Redraws the table, at most twice a second."""
         if self.live and (now or time.monotonic() - self.drawn > 0.5):
             self.live.update(self._table(), refresh=True)
             self.drawn = time.monotonic()

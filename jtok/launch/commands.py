@@ -70,7 +70,7 @@ def fetch_results(cloud: Cloud, directory: str, local: str) -> list[Words]:
 
 
 def tpu_vm_steps(experiment: str, unit: Unit, cloud: Cloud) -> dict[str, Words]:
-    """{"create", "install", "run", "delete"}: the commands that run a unit on a TPU VM of its own, on all its hosts."""
+    """{"create", "install", "run", "delete"}: the commands that run a unit on a separate TPU VM, on all its hosts."""
     name, tpu_vm = machine_name(experiment, unit), ["gcloud", "compute", "tpus", "tpu-vm"]
     where = [f"--project={cloud.project}", f"--zone={cloud.zone}"]
     kind = [f"--accelerator-type={cloud.tpu.accelerator}", f"--version={cloud.tpu.version}"]
@@ -107,7 +107,7 @@ def _install(cloud: Cloud) -> str:
 
 
 def tpu_vm_script(experiment: str, unit: Unit, cloud: Cloud) -> str:
-    """The steps as one script: the VM is deleted whatever happens, and made anew if it went away before the unit had
+    """The steps as one script: the VM is deleted whatever happens, and recreated if it went away before the unit had
     said how it ended."""
     steps = {name: shlex.join(words) for name, words in tpu_vm_steps(experiment, unit, cloud).items()}
     done, failed = (f"gcloud storage ls {shlex.quote(remote(f'{unit.workdir}/{file}'))}" for file in (DONE, FAILED))

@@ -3,7 +3,7 @@
     '''How much accuracy does each method lose at equal cost?'''
 
     CONFIG = "configs/vit/imagenet_sweep.py"          # of the full setting; --config=FILE takes another
-    COMMAND = ("jtok", "sweep")                       # what runs a unit, as behind `python -m`; this is jtok train
+    COMMAND = ("jtok", "sweep")                       # what runs a unit, as after `python -m`; this is jtok train
     SMALL = {"CONFIG": "configs/vit/sweep.py:demo"}   # what is different with --small; may be left out
 
     def sweep(small):                                 # or sweep(), without SMALL

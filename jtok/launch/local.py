@@ -1,4 +1,4 @@
-"""Units as processes of this machine: at most so many at once, each on its share of the cores."""
+"""Units as processes of this machine: at most a given number at once, each on its share of the cores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINES = 15  # of a failed unit's log
 def run_local(title: str, units: Sequence[Unit], max_parallel: int) -> list[Job]:
     """Runs all units that are not done, and returns how each fared.
 
-    A unit that fails is reported with the end of its log while the others go on; one that exits with 75 (preempted, and
+    A unit that fails is reported with the end of its log while others continue; one that exits with 75 (preempted, and
     saved) is started again. However this function is left, by Ctrl-C too, no unit is left running: each is sent SIGTERM
     and has a minute to save; a second Ctrl-C kills.
     """
@@ -65,7 +65,7 @@ class _Pool:
         return True
 
     def _spawn(self, job: Job, cores: set[int], environment: dict[str, str]) -> subprocess.Popen:
-        """Starts a process in a session of its own, so that Ctrl-C reaches us and not it."""
+        """Starts a process in its own session, so that Ctrl-C reaches us and not it."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab") as log:
             job.start_of_log = log.tell()
@@ -98,7 +98,7 @@ class _Pool:
         if job.code == PREEMPTED and job.restarts < RESTARTS:
             job.restarts += 1
             job.state = WAITING
-            self.board.changed(job, f"was preempted and goes on (restart {job.restarts})")
+            self.board.changed(job, f"was preempted and resumes (restart {job.restarts})")
         elif job.code == 0 and job.unit.done():
             job.state = DONE
             self.board.changed(job)

@@ -21,7 +21,7 @@ def main(file: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
     """Runs the experiment whose globals are `file` and returns the exit code.
 
     0: all units are done; 1: some failed; 2: bad input, in one sentence on stderr, before anything starts; 75: stopped
-    by SIGTERM; 130: by Ctrl-C. After each but 2, the same command goes on.
+    by SIGTERM; 130: by Ctrl-C. After each but 2, the same command resumes.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = Path(file["__file__"]).stem
@@ -32,7 +32,7 @@ def main(file: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"{name}: interrupted; the same command resumes", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -59,7 +59,7 @@ def _main(file: Mapping[str, Any], argv: Sequence[str]) -> int:
 
         return run_elsewhere(experiment, units_in, Path(root), args)
     check_workdir(root)
-    finished(units)  # one that another command made is told before any starts
+    finished(units)  # one that another command made is reported before any starts
     from jtok.launch.local import run_local
 
     print(experiment.question, file=sys.stderr)

@@ -21,7 +21,7 @@ def read_outputs(workdirs: Mapping[str, Path], file: str) -> dict[str, Any]:
 
 
 def config_argument(workdirs: Mapping[str, Path]) -> str:
-    """What stands behind the colon of the units' --config=FILE.py:ARGUMENT, or "" where nothing does."""
+    """The part after the colon of the units' --config=FILE.py:ARGUMENT, or "" where nothing does."""
     for workdir in workdirs.values():
         for word in (read_done(workdir) or {"command": ()})["command"]:
             if word.startswith("--config="):

@@ -123,7 +123,7 @@ def check_tools(platform: str) -> None:
 
 
 def dry_run(experiment: Experiment, units_in: UnitsIn, root: Path, args: argparse.Namespace) -> str:
-    """The commands of one platform (`args.of`) or all, as a text for a shell; what is not given stands in capitals."""
+    """The commands of one platform (`args.of`) or all, as text for a shell; what is not given is shown in capitals."""
     platforms = ("local", *CLOUDS) if not args.of else (args.of,)
     if args.of and args.of not in ("local", *CLOUDS):
         raise UserError(f"--of={args.of} has no commands to print: choose local, {', '.join(CLOUDS)}")

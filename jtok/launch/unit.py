@@ -1,8 +1,8 @@
 """Runs one unit of an experiment: `python -m jtok.launch.unit WORKDIR [--output=FILE] -- MODULE [ARGUMENT ...]`.
 
-The module runs in this process, so signals reach it and nothing is left behind when it is killed. What came of it
-stands in WORKDIR when it ends: `done.json`, or `failed.json` with the exit code. Neither is written for a unit that was
-preempted (exit code 75) or killed: the same command goes on. A unit that is done is not run again.
+The module runs in this process, so signals reach it and nothing is left behind when it is killed. Its outcome
+is written to WORKDIR when it ends: `done.json`, or `failed.json` with the exit code. Neither is written for a unit
+that was preempted (exit code 75) or killed: the same command resumes. A unit that is done is not run again.
 
 With --output what the module prints goes to that file in WORKDIR, which is there once the module has succeeded.
 """
@@ -39,7 +39,7 @@ def read_done(workdir: str | os.PathLike) -> dict[str, Any] | None:
 def run_module(words: Sequence[str]) -> int:
     """Runs a module as `python -m` does and returns its exit code.
 
-    SIGTERM that comes while the module has no handler of its own is a preemption too: it has begun nothing that a new
+    SIGTERM that comes before the module installs its own handler is a preemption too: it has begun nothing that a new
     start does not begin again.
     """
     before, sys.argv = sys.argv, list(words)

@@ -16,7 +16,7 @@ from jtok.launch.unit import read_done
 class Unit:
     """One run of an experiment.
 
-    words: a module and its arguments, as they stand behind `python -m`.
+    words: a module and its arguments, as they follow `python -m`.
     output: the file of `workdir` that takes what it prints; "" to leave that in the log.
     """
 
@@ -26,7 +26,7 @@ class Unit:
     output: str = ""
 
     def arguments(self) -> list[str]:
-        """What stands behind `python`: the module run by `jtok.launch.unit`, which records what came of it."""
+        """The arguments of `python`: the module run by `jtok.launch.unit`, which records what came of it."""
         output = [f"--output={self.output}"] if self.output else []
         return ["-m", "jtok.launch.unit", self.workdir, *output, "--", *self.words]
 
@@ -52,7 +52,7 @@ def make_units(
 ) -> list[Unit]:
     """The units of a sweep, each in a directory of `root` called like it.
 
-    sweep: (name, {field of the config: value}); `extra`: flags that all units get, behind their own.
+    sweep: (name, {field of the config: value}); `extra`: flags that all units get, after their own.
     Raises UserError for a name that is no plain file name or comes twice, values that no flag can give, and no units.
     """
     units, names = [], set()
@@ -60,7 +60,7 @@ def make_units(
         if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.=+-]*", name):
             raise UserError(f"a unit is called {name!r}: use letters, digits and _ . = + - only.")
         if name in names:
-            raise UserError(f"two units are called '{name}': give each a name of its own.")
+            raise UserError(f"two units are called '{name}': give each a different name.")
         names.add(name)
         workdir = f"{root}/{name}"
         flags = [f"--config={config}", *override_flags(overrides), *extra]

@@ -1,4 +1,4 @@
-"""A pre-norm transformer block of a vision tower, in two halves, so that a reducer can stand between them."""
+"""A pre-norm transformer block of a vision tower, in two halves, so that a reducer can be placed between them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """MLPs, plain and gated: as modules, and as functions for layers that hold the linear maps themselves.
 
-Decoders, Qwen's tower and others have `up` and `down` beside their attention, not in a module of their own, and files
+Decoders, Qwen's tower and others have `up` and `down` beside their attention, not in a separate module, and files
 have parameters under these paths; such layers call the functions.
 """
 

@@ -1,8 +1,8 @@
 """Projectors: from features of a tower to tokens of a language model, possibly fewer of them.
 
 A projector is an `nnx.Module` called as `(tokens, taps, count) -> Tokens`: `taps` are the features of the tower's
-layers that it names in `layers_read` ([B,N,D] each, 0 being the embedding), `count` the number of tokens a crop shall
-become (None: its own). What it returns carries owners and positions on, so that a reducer may stand behind it. A
+layers that it names in `layers_read` ([B,N,D] each, 0 being the embedding), `count` the number of tokens per crop
+to produce (None: its own). Its output keeps owners and positions, so that a reducer may be placed after it. A
 projector that has been released lists in `names` what its authors call its tensors
 (rules of `jtok.checkpoints.rules`).
 """
@@ -28,7 +28,7 @@ from jtok.tokens import Tokens
 class ProjectorConfig:
     """An MLP with `depth` linear layers: 2 in LLaVA-1.5 (arXiv:2310.03744), 1 in PaliGemma (arXiv:2407.07726).
 
-    With depth 0 features go on as they are.
+    With depth 0 features pass through unchanged.
     """
 
     inputs: int
@@ -40,7 +40,7 @@ class ProjectorConfig:
 
 
 class MLPProjector(nnx.Module):
-    """Projects every token by itself; as many come out as went in."""
+    """Projects every token independently; their number is unchanged."""
 
     layers_read: Sequence[int] = ()
 
@@ -52,7 +52,7 @@ class MLPProjector(nnx.Module):
 
     @property
     def names(self) -> list[Rule]:
-        """The authors' names: `0`, `2`, ... in a sequence with activations between, or one layer by itself."""
+        """The authors' names: `0`, `2`, ... in a sequence with activations between, or a single layer."""
         alone = "linear ." if self.config.depth == 1 else ""
         layers = range(self.config.depth)
         return [r for i in layers for r in linear(f"{2 * i} linear_{i + 1} {alone}", f"layers.{i}")]
@@ -72,10 +72,10 @@ def mlp_projector(kind: str, target: Target, rngs: nnx.Rngs) -> MLPProjector:
 
     Raises UserError for another kind, and for `identity` between models of different width.
     """
-    found = re.fullmatch(r"linear|identity|mlp([1-9])x_gelu", kind)
-    if not found:
+    match = re.fullmatch(r"linear|identity|mlp([1-9])x_gelu", kind)
+    if not match:
         raise UserError(f"there is no projector '{kind}': ask for own, linear, identity or mlp2x_gelu.")
-    depth = {"linear": 1, "identity": 0}[kind] if found[1] is None else int(found[1])
+    depth = {"linear": 1, "identity": 0}[kind] if match[1] is None else int(match[1])
     if not depth and target.width != target.language_width:
         raise UserError(f"identity cannot join widths {target.width} and {target.language_width}: project instead.")
     return MLPProjector(ProjectorConfig(target.width, target.language_width, depth), jnp.float32, rngs)

@@ -1,4 +1,4 @@
-"""Attention of queries to keys and values that come from elsewhere: the reading part of learned projectors."""
+"""Attention of queries to keys and values of another sequence: the cross-attention of learned projectors."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class Rotary:
 
     kind: `linear` divides all frequencies by `factor` (arXiv:2306.15595); `llama3` only those whose wavelength exceeds
     `context / low`, none of those below `context / high`, and blends between (arXiv:2407.21783). sections: how many
-    frequencies turn with time, row and column (arXiv:2409.12191); empty = positions are single numbers.
+    frequencies rotate with time, row and column (arXiv:2409.12191); empty = positions are single numbers.
     """
 
     theta: float = 10000.0
@@ -36,8 +36,8 @@ class Rotary:
         slow = plain / np.float32(self.factor)
         if self.kind == "linear":
             return slow
-        turns = self.context * plain / (2 * math.pi)  # within the context it was trained for
-        share = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        rotations = self.context * plain / (2 * math.pi)  # within the context it was trained for
+        share = np.clip((rotations - self.low) / (self.high - self.low), 0, 1)
         return ((1 - share) * slow + share * plain).astype(np.float32)
 
 
@@ -54,14 +54,14 @@ def rotation(
 def axial_rotation(
     position: Num[Array, "B N 2"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B N Dh2"], Float[Array, "B N Dh2"]]:
-    """(cosines, sines) float32 for patches at (row, column): half of the frequencies turn with either."""
+    """(cosines, sines) float32 for patches at (row, column): half of the frequencies rotate with each."""
     angle = position.astype(jnp.float32)[..., None] * Rotary(theta).frequencies(head_dim // 2)
     angle = angle.reshape(*position.shape[:-1], head_dim // 2)
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: Float[Array, "B N H Dh"], rope: tuple[Array, Array]) -> Float[Array, "B N H Dh"]:
-    """Turns channel i with channel i + Dh/2, in float32; the dtype stays."""
+    """Rotates channel i with channel i + Dh/2, in float32; the dtype stays."""
     cos, sin = (t[:, :, None] for t in rope)
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)

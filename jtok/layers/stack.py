@@ -1,7 +1,7 @@
 """Runs a stack of blocks with reducers placed at its sites.
 
 Blocks between two sites run under one `lax.scan` over their stacked parameters; a block whose attention a reducer reads
-(or inside which one is placed) runs by itself.
+(or inside which one is placed) runs on its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jtok.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a site did, for pictures and analysis."""
+    """What a site did, for plots and analysis."""
 
     owner: Int[Array, "B N0"]  # token that holds each patch after the site, -1 = dropped
     position: Float[Array, "B N P"]
@@ -35,7 +35,7 @@ class Stage:
 
 @dataclasses.dataclass
 class Run:
-    """The state of one forward pass: the tokens, and what reducers left behind."""
+    """The state of one forward pass: the tokens, and what reducers recorded."""
 
     plan: Plan
     tokens: Tokens
@@ -95,8 +95,8 @@ def _patch_score(reducer: Reducer, tokens: Tokens, s: Signals, memory: Memory) -
     if not hasattr(reducer, "score"):
         return None
     per_token = reducer.score(tokens, s, memory)
-    found = jnp.take_along_axis(per_token, jnp.maximum(tokens.owner, 0), 1)
-    return jnp.where(tokens.owner >= 0, found, jnp.nan)
+    per_patch = jnp.take_along_axis(per_token, jnp.maximum(tokens.owner, 0), 1)
+    return jnp.where(tokens.owner >= 0, per_patch, jnp.nan)
 
 
 def wanted(plan: Plan, depth: int, stage: str) -> list[tuple[str, ...]]:

@@ -1,6 +1,6 @@
-"""Runs the layers of a stack, whether their parameters are stacked arrays or each layer has arrays of its own.
+"""Runs the layers of a stack, whether their parameters are stacked arrays or each layer has its own arrays.
 
-What `blocks` is decides, and nothing else does: one layer module whose parameters have a leading axis [depth, ...], as
+The type of `blocks` alone decides: one layer module whose parameters have a leading axis [depth, ...], as
 `stack_layers` makes it and files hold it, is scanned; a sequence of layers, as `unstack` makes it, is unrolled. Models
 hand their `blocks` to `Stacked` and do not know which of the two they have.
 """
@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 
 def stack_layers(make_layer: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """One module that holds the parameters of `depth` layers, stacked along axis 0; each has random numbers of its own.
+    """The parameters of `depth` layers, stacked along axis 0 of one module; each layer is initialised separately.
 
     The paths of its parameters are those of one layer.
     """
@@ -33,9 +33,9 @@ def stack_layers(make_layer: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs:
 
 
 def unstack(blocks: nnx.Module) -> nnx.List:
-    """The layers of a stack from `stack_layers`, each with arrays of its own: paths then start with the layer's number.
+    """The layers of a stack from `stack_layers`, each with its own arrays: paths then start with the layer's number.
 
-    Suits inference, where an array of its own can be read where it lies; a scan copies each layer out of its stack.
+    Suits inference, where a separate array can be read in place; a scan copies each layer out of its stack.
     """
     stack = Stacked(blocks)
     return nnx.List([stack.layer(i) for i in range(stack.depth)])

@@ -1,4 +1,4 @@
-"""Attention in which some queries do not see some keys, told by tags that both may carry.
+"""Attention that hides some keys from some queries, by tags that both may carry.
 
 The kernel masks keys for all queries alike. Here a query and a key that share a tag are hidden from each other: tags
 are channels beside those of the heads, whose product moves a score so far down that its probability is exactly zero.
@@ -26,16 +26,16 @@ def tagged_attention(
     v: Float[Array, "B M Hk D"],
     q_tags: Bool[Array, "B N G"],
     k_tags: Bool[Array, "B M G"],
-    **how: Any,
+    **options: Any,
 ) -> AttentionOutput:
     """`kernels.attention_scores` (options as there, but `scale`) with queries hidden from keys that share a tag."""
     width = q.shape[-1]
     q, k = _with_tags(q, q_tags, _STRENGTH), _with_tags(k, k_tags, -_STRENGTH)
     v = jnp.pad(v, [(0, 0)] * 3 + [(0, q_tags.shape[-1])])
-    result = kernels.attention_scores(q, k, v, scale=width**-0.5, **how)
+    result = kernels.attention_scores(q, k, v, scale=width**-0.5, **options)
     return result._replace(out=result.out[..., :width])
 
 
 def _with_tags(x: Array, tags: Array, strength: float) -> Array:
-    more = (tags * strength).astype(x.dtype)[:, :, None]
-    return jnp.concatenate([x, jnp.broadcast_to(more, (*x.shape[:3], tags.shape[-1]))], -1)
+    channels = (tags * strength).astype(x.dtype)[:, :, None]
+    return jnp.concatenate([x, jnp.broadcast_to(channels, (*x.shape[:3], tags.shape[-1]))], -1)

@@ -22,7 +22,7 @@ def share_of_each(real: Int[Array, " B"], patches: int, share: float) -> Int[Arr
 
 
 def coarse_grid(grid: tuple[int, int], keep: float) -> tuple[int, int]:
-    """The coarser (rows, columns) whose number of cells is nearest to keep * patches, of like aspect."""
+    """The coarser (rows, columns) whose number of cells is nearest to keep * patches, of similar aspect ratio."""
     rows, columns = grid
     wanted = keep * rows * columns
     near = [
@@ -32,7 +32,7 @@ def coarse_grid(grid: tuple[int, int], keep: float) -> tuple[int, int]:
 
 
 def nearest_count(name: str, possible: Sequence[int], patches: int, keep: float, tokens: int | None = None) -> int:
-    """Tokens of a method that can only make so many: exactly `tokens`, or what is nearest to keep * patches.
+    """Tokens of a method limited to certain counts: exactly `tokens`, or the count nearest to keep * patches.
 
     Raises UserError, naming what is possible, for other `tokens`.
     """

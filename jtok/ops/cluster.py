@@ -1,4 +1,4 @@
-"""Groups of like tokens: medoids, means, density peaks, agglomeration, and soft means on a grid.
+"""Groups of similar tokens: medoids, means, density peaks, agglomeration, and soft means on a grid.
 
 Groups are found without gradients (they are integers); means are differentiable in the features. Padding (`valid`
 False) joins no group and changes nothing; centres that would fall on padding, where an image has fewer real tokens than
@@ -23,7 +23,7 @@ MedoidUpdate = Literal["official", "textbook"]
 def lowest(cost: Float[Array, "..."], axis: int = -1) -> Int[Array, "..."]:
     """Index of the least cost along an axis; the first of equals.
 
-    Two vectorised minima: on a CPU an arg-min goes one element at a time.
+    Two vectorised minima: on a CPU an argmin is not vectorised.
     """
     axis %= cost.ndim
     least = lax.optimization_barrier(cost.min(axis, keepdims=True))
@@ -42,7 +42,7 @@ def distances(x: Float[Array, "B N D"]) -> Float[Array, "B N N"]:
     """Euclidean distances between all tokens, float32, exactly zero on the diagonal. No gradient."""
     x = lax.stop_gradient(x)
     squared = jnp.where(jnp.eye(x.shape[1], dtype=bool), 0, jnp.maximum(squared_distances(x, x), 0))
-    # without the barrier XLA computes the matrix again in every step of a loop that reads it
+    # without the barrier XLA recomputes the matrix in every step of a loop that reads it
     return lax.optimization_barrier(jnp.sqrt(squared))
 
 
@@ -61,7 +61,7 @@ def nearest_centre(
 ) -> Int[Array, "B N"]:
     """Which of the tokens `centre` is nearest to each token (the first of equals); never one that is padding.
 
-    groups: how many of the K centres a row has.
+    groups: number of the K centres that a row uses.
     """
     rows = kernels.gather(distance, centre)  # symmetric: rows are contiguous, columns are not
     if groups is not None:
@@ -139,7 +139,7 @@ def k_means(
 ) -> tuple[Float[Array, "B K D"], Int[Array, "B N"]]:
     """(centres in float32, group of every token by the last centres), by Lloyd's rounds from the tokens `start`.
 
-    Weights enter the means, not the assignment. The centre of a group without weight stays where it was.
+    Weights enter the means, not the assignment. The centre of a group without weight is unchanged.
     """
     x = x.astype(jnp.float32)
     num = start.shape[1]
@@ -169,9 +169,9 @@ def density_peaks(
 ) -> tuple[Int[Array, "B K"], Int[Array, "B N"]]:
     """(centres by falling score, group of every token) of DPC-KNN, as in TCFormer (arXiv:2204.08680).
 
-    A token's density comes from its `neighbours` nearest tokens, itself among them; its score is the density times the
+    A token's density comes from its `neighbours` nearest tokens, itself included; its score is the density times the
     distance to the nearest denser token. noise: uniform draws that break ties of density, scaled to 1e-6; without them
-    the lower index counts as the denser. groups: how many of the `num` groups a row has, where that depends on the
+    the lower index counts as the denser. groups: number of the `num` groups that a row uses, where that depends on the
     image, and with it of the `neighbours`.
     """
     b, n, c = x.shape
@@ -192,10 +192,10 @@ def density_peaks(
     gap = jnp.minimum(jnp.where(denser, distance, jnp.inf).min(-1), top)
     centre = select.top_k(jnp.log(gap) + density, num, valid=valid, order="score")
     assign = nearest_centre(distance, centre, valid, groups)
-    own = centre if valid is None else jnp.where(jnp.take_along_axis(valid, centre, 1), centre, n)
-    own = own if groups is None else jnp.where(jnp.arange(num) < groups[:, None], own, n)
+    target = centre if valid is None else jnp.where(jnp.take_along_axis(valid, centre, 1), centre, n)
+    target = target if groups is None else jnp.where(jnp.arange(num) < groups[:, None], target, n)
     # twins at distance zero of two centres would otherwise both follow the first
-    return centre, assign.at[jnp.arange(b)[:, None], own].set(jnp.arange(num), mode="drop")
+    return centre, assign.at[jnp.arange(b)[:, None], target].set(jnp.arange(num), mode="drop")
 
 
 def _mean_of_first(x: Float[Array, "B N K"], count: Int[Array, " B"] | None) -> Float[Array, "B N"]:
@@ -294,7 +294,7 @@ def local_soft_k_means(
 ) -> tuple[Float[Array, "B M D"], Float[Array, "B M P"], Bool[Array, "B M"]]:
     """(centroids in float32, share of every patch in every cell, which cells are real) on a grid, of Expedit.
 
-    Superpixels: every patch divides itself over the cells near its own by softmax(-temperature * squared distance), and
+    Superpixels: every patch is shared among the cells near its own by softmax(-temperature * squared distance), and
     a cell's centroid becomes the mean of its shares. Starts from adaptive average pooling. Without `valid` all M cells
     are real, else those that some real patch was pooled into. No gradient through the shares, as in the released code
     (arXiv:2210.01035).
@@ -314,7 +314,7 @@ def local_soft_k_means(
 
     def shares(centroids):
         centroids = lax.stop_gradient(centroids)
-        # the patch's own norm is the same for all cells and falls out of the softmax
+        # the patch's own norm is the same for all cells and cancels in the softmax
         dots = jnp.einsum("bmd,bpd->bmp", centroids, lax.stop_gradient(x), precision=lax.Precision.HIGHEST)
         d = (centroids * centroids).sum(-1)[..., None] - 2 * dots
         share = jax.nn.softmax(jnp.where(near & exists[..., None], -temperature * d, -1e30), axis=1)

@@ -40,7 +40,7 @@ def bipartite(
 
     Special tokens neither merge nor are merged into, and lead the result in their order; then the unmerged tokens of A
     (in order where there are special tokens, by falling similarity where there are none, as the reference code does),
-    then B. At most half of the ordinary tokens merge: r is cut to floor((N - special) / 2). Padding takes no part.
+    then B. At most half of the ordinary tokens merge: r is cut to floor((N - special) / 2). Padding never merges.
     """
     b, n, _ = metric.shape
     r = min(r, (n - special) // 2)

@@ -170,7 +170,7 @@ def _places(depth: int, asked: Asked, default: Sequence[int] | None, first: int)
     blocks, stages = asked.get("blocks"), asked.get("stages")
     if blocks is not None and stages is not None:
         raise UserError(
-            f"blocks={tuple(blocks)} say where to reduce, so that stages={stages} is ignored: leave it away."
+            f"blocks={tuple(blocks)} say where to reduce, so that stages={stages} is ignored: leave it out."
         )
     if blocks is not None:
         listed = tuple(blocks) if isinstance(blocks, (list, tuple, range)) else ()

@@ -1,4 +1,4 @@
-"""`attention_scores`: softmax attention that also says how much attention each key received."""
+"""`attention_scores`: softmax attention that also returns the attention each key received."""
 
 import functools
 from collections.abc import Sequence

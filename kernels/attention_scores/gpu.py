@@ -83,8 +83,8 @@ def _attend(q, k, v, *refs, bias: bool, rows: int, keys: int, offset: int | None
         key = j * keys + jnp.arange(keys)
         if bias:
             s += _load_row(refs[0].at[image, pl.ds(j * keys, keys)], key < m, NEGATIVE) * LOG2E
-        seen = (key < m)[None] if offset is None else (key < m)[None] & (key[None] <= row[:, None] + offset)
-        s = jnp.where(seen, s, NEGATIVE)
+        visible = (key < m)[None] if offset is None else (key < m)[None] & (key[None] <= row[:, None] + offset)
+        s = jnp.where(visible, s, NEGATIVE)
         new = jnp.maximum(top, jnp.max(s, 1))
         shift = jnp.where(new > NEGATIVE / 2, new, 0.0)
         p = jnp.exp2(s - shift[:, None])
@@ -140,15 +140,15 @@ def _sum_columns(q, k, weights, lse, *refs, bias: bool, causal: bool, rows: int,
 
     def step(i, total):
         inside = i * rows + jnp.arange(rows) < n
-        there = pl.ds(i * rows, rows)
+        row_slice = pl.ds(i * rows, rows)
         s = _dot(_load(q, image, i * rows, head, rows, width), block.T) * scale
         if bias:
             s += shift[None]
         if causal:
-            last = _load_row(refs[-2].at[image, there], inside, -1)
+            last = _load_row(refs[-2].at[image, row_slice], inside, -1)
             s = jnp.where(key[None] <= last[:, None], s, NEGATIVE)
-        log_sum = jnp.maximum(_load_row(lse.at[image, head, there], inside, -NEGATIVE) * LOG2E, NEGATIVE / 2)
-        weight = _load_row(weights.at[image, there], inside, 0.0)
+        log_sum = jnp.maximum(_load_row(lse.at[image, head, row_slice], inside, -NEGATIVE) * LOG2E, NEGATIVE / 2)
+        weight = _load_row(weights.at[image, row_slice], inside, 0.0)
         return total + jnp.sum(jnp.exp2(s - log_sum[:, None]) * weight[:, None], 0)
 
     total = lax.fori_loop(0, pl.cdiv(n, rows), step, jnp.zeros((keys,), jnp.float32))

@@ -50,7 +50,7 @@ def _attend_one(q, k, v, bias, weights, scale: float):
     """`attend` of a single query row, as in decoding: sums of products in the order in which keys and values lie, since
     a matmul would first transpose them (on a CPU at 704 keys and 32 heads 1.5 times slower, 3.7 with 8 key heads).
 
-    The barriers keep XLA from working out scores and exponentials again for every channel.
+    The barriers keep XLA from recomputing scores and exponentials for every channel.
     """
     (b, _, h, d), (m, key_heads) = q.shape, k.shape[1:3]
     q, k, v, dtype = *(x.astype(jnp.float32) for x in (q, k, v)), q.dtype
@@ -115,10 +115,10 @@ def attend_backward(
         delta = jnp.sum(g * at.queries(out), -1, keepdims=True) - at.rows(d_lse)
         if weights is not None:
             weight, column = at.weights(weights), at.columns(d_received)
-            seen = _row_sums(at, p, column)
+            row_sums = _row_sums(at, p, column)
             dp = (at.split(dp) + at.split(weight) * column[..., None, :]).reshape(dp.shape)
-            delta = delta + weight * seen
-            dweights = at.add_weights(dweights, seen)
+            delta = delta + weight * row_sums
+            dweights = at.add_weights(dweights, row_sums)
         ds = p * (dp - delta)
         dq, dk, dbias = _score_grads(at, ds, q, k, scale, dq, dk, dbias)
         dv = at.add_keys(dv, dot("bgnm,bgnd->bgmd", p, g))
@@ -162,10 +162,10 @@ def column_sums_backward(
         dq, dk, dbias, dweights, dlse = carry
         p = _probabilities(at, q, k, bias, positions, lse, scale)
         weight, column = at.weights(weights), at.columns(d_received)
-        seen = _row_sums(at, p, column)
+        row_sums = _row_sums(at, p, column)
         ds = (at.split(p * weight) * column[..., None, :]).reshape(p.shape)
         dq, dk, dbias = _score_grads(at, ds, q, k, scale, dq, dk, dbias)
-        return dq, dk, dbias, at.add_weights(dweights, seen), at.put_rows(dlse, -weight * seen, add=True)
+        return dq, dk, dbias, at.add_weights(dweights, row_sums), at.put_rows(dlse, -weight * row_sums, add=True)
 
     return _summed_over_tiles(step, (q, k, bias, weights, lse), _tiles(q, k, budget))
 
@@ -248,5 +248,5 @@ def _score_grads(at: Tile, ds, q, k, scale: float, dq, dk, dbias):
 def _summed_over_tiles(step, inputs, tiles):
     """Gradients for `inputs` (None where an input is), summed in float32 and returned in each input's dtype."""
     start = tuple(None if x is None else jnp.zeros(x.shape, jnp.float32) for x in inputs)
-    found = tiles.loop(step, vary_as(inputs[0], start))
-    return tuple(None if x is None else g.astype(x.dtype) for g, x in zip(found, inputs, strict=True))
+    grads = tiles.loop(step, vary_as(inputs[0], start))
+    return tuple(None if x is None else g.astype(x.dtype) for g, x in zip(grads, inputs, strict=True))

@@ -1,6 +1,6 @@
 """Cutting attention into tiles, and reading and writing one tile of each array. Used by `reference`.
 
-A tile is (images, key heads, query rows). Inside it, the query heads that share a key head stand one after another on
+A tile is (images, key heads, query rows). Inside it, the query heads that share a key head lie one after another on
 the row axis: queries are [images, heads, share * rows, D], keys [images, heads, M, D], all float32.
 """
 

@@ -128,7 +128,7 @@ def _whole_rows(q, k, v, bias, *refs, scale: float, offset: int | None, summed: 
 
 
 def _online(q, k, v, bias, out, lse, top, total, acc, *, scale: float, offset: int | None):
-    """A block of query rows against one block of keys after the other, rescaling what stands in scratch."""
+    """A block of query rows against the key blocks in turn, rescaling the running values in scratch."""
     j = pl.program_id(3)
     rows, keys = q.shape[2], k.shape[2]
 
@@ -247,7 +247,7 @@ def _log_sum(top, total):
 def _blocks(n: int, m: int, d: int) -> tuple[int, int, int]:
     """Query rows and keys in a block, and bytes of VMEM: the chip's, as few padded tokens as the limits allow."""
     limit = block_sizes(BLOCKS, "v4")  # the smallest VMEM: fits a chip without a row
-    wide = pl.cdiv(d, 256)  # wider heads leave room for fewer tokens
+    wide = pl.cdiv(d, 256)  # wider heads leave space for fewer tokens
     keys = _split(m, max(limit.keys // wide, LANES), LANES)
     rows = _split(n, max(min(limit.rows // wide, limit.scores // keys), LANES), SUBLANES)
     return rows, keys, limit.vmem

@@ -23,7 +23,7 @@ def gather(
     Args:
       x: an array, or a tree of arrays of one leading shape, [B, N, ...] for axis 1 or [B, H, N, ...] for axis 2; any
         dtype.
-      index: int, [B, K], or [B, H, K] for axis 2 (rows of its own for every head). [B, K] with axis 2 takes the same
+      index: int, [B, K], or [B, H, K] for axis 2 (separate rows for every head). [B, K] with axis 2 takes the same
         rows from every head. -1 (any index outside [0, N)) gives a row of zeros.
       axis: the token axis of `x`, 1 or more.
       implementation: None (the fastest of the platform), "xla" or "pallas". The kernels take rows of at least 64 (TPU)
@@ -45,14 +45,14 @@ def gather(
 
 
 def _gather(axis: int, implementation: Implementation, x: Array, index: Array) -> Array:
-    lead, n, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    lead, n, trailing = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     if index.ndim == 2 and axis > 1:
         shared = index.reshape(index.shape[:1] + (1,) * (axis - 1) + index.shape[1:])
         index = jnp.broadcast_to(shared, lead + index.shape[1:])
     k = index.shape[-1]
     groups = math.prod(lead)
-    taken = take(x.reshape(groups, n, math.prod(rest)), index.reshape(groups, k).astype(jnp.int32), implementation)
-    return taken.reshape(*lead, k, *rest)
+    taken = take(x.reshape(groups, n, math.prod(trailing)), index.reshape(groups, k).astype(jnp.int32), implementation)
+    return taken.reshape(*lead, k, *trailing)
 
 
 def take(x: Array, index: Int[Array, "g k"], implementation: Implementation) -> Array:

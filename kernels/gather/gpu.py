@@ -44,11 +44,11 @@ def _kernel(x, index, out, *, rows: int, features: int) -> None:
     group = pl.program_id(2)
     row = pl.program_id(0) * rows + jnp.arange(rows)
     feature = pl.program_id(1) * features + jnp.arange(features)
-    here, there = pl.ds(pl.program_id(0) * rows, rows), pl.ds(pl.program_id(1) * features, features)
-    picked = triton.load(index.at[group, here], mask=row < k, other=-1)
+    row_slice, feature_slice = pl.ds(pl.program_id(0) * rows, rows), pl.ds(pl.program_id(1) * features, features)
+    picked = triton.load(index.at[group, row_slice], mask=row < k, other=-1)
     inside = (picked >= 0) & (picked < n)
     ok = (feature < d)[None]
     copy = triton.load(
         x.at[group, jnp.where(inside, picked, 0)[:, None], feature[None]], mask=inside[:, None] & ok, other=0
     )
-    triton.store(out.at[group, here, there], copy, mask=(row < k)[:, None] & ok)
+    triton.store(out.at[group, row_slice, feature_slice], copy, mask=(row < k)[:, None] & ok)

@@ -35,13 +35,13 @@ def max_min_select(
 
     Args:
       x: [B, N, D], any float dtype; distances are float32.
-      k: how many to pick, at most N.
+      k: number of tokens to pick, at most N.
       metric: "cosine" (1 - cosine similarity), "l2" (squared Euclidean), "l1" (Manhattan, e.g. on grid positions).
       weight: float [B, N] >= 0, saliency that multiplies the distance; None for ones.
       bonus: float [B, N], saliency that is added; None for zeros. MMR with lam is bonus = lam / (1 - lam) * saliency.
       start: the first pick. None: the rule above, d being the distance to the nearest other token (DivPrune, BTP).
         "first": token 0 (the lowest valid one). "weight": the largest weight (ZOO-Prune). Int or int [B]: that token.
-      chosen: bool [B, N], tokens that are in the set already. They are not picked again, not returned, and take the
+      chosen: bool [B, N], tokens that are already in the set. They are not picked again, not returned, and take the
         place of `start` in the images that have any.
       valid: bool [B, N], tokens that may be picked; None for all. The others count for nothing.
       implementation: None (the fastest of the platform), "xla" or "pallas".

@@ -54,10 +54,10 @@ def _kernel(distance, gain, apart, weight, bonus, picks, *, size: int) -> None:
     (_, n), k = gain.shape, picks.shape[1]
     image = pl.program_id(0)
     token = jnp.arange(size)
-    some = pl.ds(0, size)
+    tokens = pl.ds(0, size)
 
     def read(array, other):
-        return triton.load(array.at[image, some], mask=token < n, other=other)
+        return triton.load(array.at[image, tokens], mask=token < n, other=other)
 
     weigh = read(weight, 0.0)
 
@@ -66,7 +66,7 @@ def _kernel(distance, gain, apart, weight, bonus, picks, *, size: int) -> None:
         best = gain.max()
         pick = jnp.minimum(jnp.where(gain == best, token, size).min(), n - 1)
         picks[image, t] = jnp.where(best > -jnp.inf, pick, -1)
-        row = triton.load(distance.at[image, pick, some], mask=token < n, other=0.0)
+        row = triton.load(distance.at[image, pick, tokens], mask=token < n, other=0.0)
         apart = jnp.minimum(apart, row)
         bonus = jnp.where(token == pick, -jnp.inf, bonus)
         return apart * weigh + bonus, apart, bonus

@@ -92,7 +92,7 @@ def select(
     metric: str,
 ) -> Int[Array, "b k"]:
     """The greedy loop over a matrix of all distances."""
-    # Without the barrier XLA computes the matrix again in every step of the loop (9 times slower on a CPU).
+    # Without the barrier XLA recomputes the matrix in every step of the loop (9 times slower on a CPU).
     distance = lax.optimization_barrier(distances(x, metric))
     gain, apart, weight, bonus = begin_from_matrix(distance, weight, bonus, first, chosen, valid)
     rows = jnp.arange(x.shape[0])
@@ -100,10 +100,10 @@ def select(
     def step(t, state):
         gain, apart, bonus, picks = state
         pick = first_argmax(gain)
-        left = gain.max(-1) > -jnp.inf
+        remaining = gain.max(-1) > -jnp.inf
         apart = jnp.minimum(apart, distance[rows, pick])
         bonus = bonus.at[rows, pick].set(-jnp.inf)
-        picks = picks.at[:, t].set(jnp.where(left, pick, -1))
+        picks = picks.at[:, t].set(jnp.where(remaining, pick, -1))
         return apart * weight + bonus, apart, bonus, picks
 
     picks = jnp.full((x.shape[0], k), -1, jnp.int32)

@@ -1,7 +1,7 @@
 """`max_min_select` on TPU: an image's features stay in VMEM, and the whole loop is one launch.
 
 A pick's row of distances is a matmul with the features, computed when it is needed; no matrix of distances is made.
-Only the rule of the most isolated token looks at all pairs: that is `nearest`, which keeps no matrix either.
+Only the rule of the most isolated token reads all pairs: that is `nearest`, which keeps no matrix either.
 """
 
 import jax
@@ -77,14 +77,14 @@ def loop(
 ) -> Int[Array, "b k"]:
     """The k picks. `size`: 1 / norm of every token for cosine, its squared norm for l2."""
     b, n, d = x.shape
-    more = -n % GROUP
-    if more:
-        x = jnp.pad(x, ((0, 0), (0, more), (0, 0)))
-        absent = [(0, 0), (0, more)]
+    padding = -n % GROUP
+    if padding:
+        x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+        absent = [(0, 0), (0, padding)]
         never = State(gain=-jnp.inf, apart=0.0, weight=0.0, bonus=-jnp.inf)
         state = jax.tree.map(lambda vector, value: jnp.pad(vector, absent, constant_values=value), state, never)
         size = jnp.pad(size, absent)
-    n += more
+    n += padding
     cost = floor(Shape(b, n, k, d), itemsize=x.dtype.itemsize, isolated=False)
     vectors = jnp.stack([*state, size], 1)
     picks = pl.pallas_call(
@@ -120,11 +120,11 @@ def _kernel(x, vectors, picks, dots, *, k: int, metric: str) -> None:
         place = pick.astype(jnp.int32)
         picks[0, 0, t] = jnp.where(best > -jnp.inf, place, -1)
         _dots(x, place, dots)
-        own = jnp.where(here, size, 0.0).sum()
+        pick_size = jnp.where(here, size, 0.0).sum()
         if metric == "cosine":
-            distance = 1.0 - dots[...] * size * own
+            distance = 1.0 - dots[...] * size * pick_size
         else:
-            distance = jnp.maximum(size + own - 2.0 * dots[...], 0.0)
+            distance = jnp.maximum(size + pick_size - 2.0 * dots[...], 0.0)
         apart = jnp.minimum(apart, distance)
         bonus = jnp.where(here, -jnp.inf, bonus)
         return apart * weight + bonus, apart, bonus

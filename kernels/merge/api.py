@@ -31,7 +31,7 @@ def merge(
     Args:
       x: [B, N, D], any float dtype.
       assign: int [B, N], the segment of every row, in [0, num); -1 drops the row.
-      num: how many segments.
+      num: number of segments.
       weight: float [B, N], None for ones.
       mode: "sum" of weight * x, or "mean": that sum over the segment's mass.
       implementation: None (the fastest of the platform), "xla" or "pallas".
@@ -88,8 +88,8 @@ def _tangents(num, implementation, known, tangents):
     total, mass = segment_sum(rows, assign, weight, num, implementation)
     if weight is None:
         return total, jnp.zeros_like(mass)
-    more, mass = segment_sum(x, assign, weigh, num, implementation)
-    return total + more, mass
+    change, mass = segment_sum(x, assign, weigh, num, implementation)
+    return total + change, mass
 
 
 def _slopes(implementation, known, slopes):

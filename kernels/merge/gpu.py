@@ -13,7 +13,7 @@ from jtok.kernels.merge.shapes import Shape, floor
 from jtok.kernels.platform import block_sizes
 from jtok.kernels.transforms import result
 
-# Rows looked at together; features in a block; warps.
+# Rows read together; features in a block; warps.
 BLOCKS = {"ampere": (32, 512, 4), "hopper": (32, 512, 4), "blackwell": (32, 512, 4)}
 
 
@@ -50,7 +50,7 @@ def _kernel(x, assign, weight, total, mass, *, rows: int, size: int) -> None:
     _, n, d = x.shape
     segment, image = pl.program_id(0), pl.program_id(2)
     feature = pl.program_id(1) * size + jnp.arange(size)
-    some = pl.ds(pl.program_id(1) * size, size)
+    feature_slice = pl.ds(pl.program_id(1) * size, size)
 
     def block(r, state):
         row = r * rows + jnp.arange(rows)
@@ -59,7 +59,7 @@ def _kernel(x, assign, weight, total, mass, *, rows: int, size: int) -> None:
 
         def add(state):
             added, weighed = state
-            values = triton.load(x.at[image, here, some], mask=mine[:, None] & (feature < d)[None], other=0.0)
+            values = triton.load(x.at[image, here, feature_slice], mask=mine[:, None] & (feature < d)[None], other=0.0)
             factor = jnp.where(mine, 1.0, 0.0)
             if weight is not None:
                 factor = triton.load(weight.at[image, here], mask=mine, other=0.0)
@@ -69,7 +69,7 @@ def _kernel(x, assign, weight, total, mass, *, rows: int, size: int) -> None:
 
     start = jnp.zeros(size, jnp.float32), jnp.float32(0.0)
     added, weighed = lax.fori_loop(0, pl.cdiv(n, rows), block, start)
-    triton.store(total.at[image, segment, some], added, mask=feature < d)
+    triton.store(total.at[image, segment, feature_slice], added, mask=feature < d)
 
     @pl.when(pl.program_id(1) == 0)
     def _():

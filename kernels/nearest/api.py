@@ -33,7 +33,7 @@ def nearest(
       metric: "cosine" (a row of zeros has similarity 0 to everything), "dot", or "l2" (squared Euclidean distance,
         the smallest is best).
       mask: bool, True where a candidate may be matched: [M], [B, M] or [B, N, M] ([M] or [N, M] without a batch).
-      k: how many matches a row. k = 1 gives [B, N]; more gives [B, N, k], best first.
+      k: number of matches per row. k = 1 gives [B, N]; more gives [B, N, k], best first.
       implementation: None (the fastest of the platform), "xla" or "pallas".
 
     Returns:
@@ -58,25 +58,25 @@ def nearest(
 
 
 def _match_rows(rows, candidates, mask, metric, k, implementation):
-    """Value and index [B, N, k], each device of a mesh looking for its own rows of the batch."""
+    """Value and index [B, N, k], with each device of a mesh matching its own rows of the batch."""
     common, many = candidates.shape[0] == 1, mask is not None and mask.ndim > 1
 
-    def match(rows, own, own_mask, shared, shared_mask):
-        candidates = shared if own is None else own
-        mask = shared_mask if own_mask is None else own_mask
+    def match(rows, per_row, row_mask, shared, shared_mask):
+        candidates = shared if per_row is None else per_row
+        mask = shared_mask if row_mask is None else row_mask
         shape = (*rows.shape[:2], k)
         if common and not many:
             rows = rows.reshape(1, -1, rows.shape[-1])  # one set of candidates for all: the batch is only more rows
         score, index = _search(rows, candidates, mask, metric, k, implementation)
-        found = score > -jnp.inf
-        index = jnp.where(found, index, 0)
+        matched = score > -jnp.inf
+        index = jnp.where(matched, index, 0)
         value = reference.value(rows, candidates, index, score, metric)
-        value = jnp.where(found, value, jnp.inf if metric == "l2" else -jnp.inf)
+        value = jnp.where(matched, value, jnp.inf if metric == "l2" else -jnp.inf)
         return value.reshape(shape), index.reshape(shape)
 
-    own = None if common else candidates, mask if many else None
+    per_row = None if common else candidates, mask if many else None
     shared = candidates if common else None, None if many else mask
-    return by_rows(match, rows, *own, shared=shared)
+    return by_rows(match, rows, *per_row, shared=shared)
 
 
 def _search(rows, candidates, mask, metric, k, implementation):
@@ -84,8 +84,8 @@ def _search(rows, candidates, mask, metric, k, implementation):
     backward pass."""
     rows, candidates = lax.stop_gradient((rows, candidates))
     pairs = mask if mask is not None and mask.ndim == 3 else None
-    some = None if mask is None or pairs is not None else jnp.broadcast_to(mask, (rows.shape[0], mask.shape[-1]))
-    scale, offset = reference.columns(candidates, some, metric)
+    row_mask = None if mask is None or pairs is not None else jnp.broadcast_to(mask, (rows.shape[0], mask.shape[-1]))
+    scale, offset = reference.columns(candidates, row_mask, metric)
     scale, offset = (jnp.broadcast_to(x, (rows.shape[0], x.shape[-1])) for x in (scale, offset))
     return dispatch(
         "nearest", rows, candidates, scale, offset, pairs,

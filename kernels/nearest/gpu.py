@@ -80,24 +80,24 @@ def _kernel(a, b, scale, offset, mask, score_out, index_out, *, rows, columns, f
     slot = lax.broadcasted_iota(jnp.int32, (rows, kept), 1)
 
     def scores(first):
-        there = pl.ds(first, columns)
+        candidate_slice = pl.ds(first, columns)
         column = first + jnp.arange(columns)
         ok = column < m
 
         def add(t, total):
-            some = pl.ds(t * features, features)
+            feature_slice = pl.ds(t * features, features)
             inside = t * features + jnp.arange(features) < d
-            x = triton.load(a.at[image, here, some], mask=row_ok[:, None] & inside[None], other=0.0)
-            y = triton.load(b.at[owner, there, some], mask=ok[:, None] & inside[None], other=0.0)
+            x = triton.load(a.at[image, here, feature_slice], mask=row_ok[:, None] & inside[None], other=0.0)
+            y = triton.load(b.at[owner, candidate_slice, feature_slice], mask=ok[:, None] & inside[None], other=0.0)
             return total + _dot(x, y)
 
         total = lax.fori_loop(0, pl.cdiv(d, features), add, jnp.zeros((rows, columns), jnp.float32))
-        factor = triton.load(scale.at[image, there], mask=ok, other=0.0)
-        shift = triton.load(offset.at[image, there], mask=ok, other=-jnp.inf)
+        factor = triton.load(scale.at[image, candidate_slice], mask=ok, other=0.0)
+        shift = triton.load(offset.at[image, candidate_slice], mask=ok, other=-jnp.inf)
         total = total * factor[None] + shift[None]
         if mask is not None:
-            seen = triton.load(mask.at[image, here, there], mask=row_ok[:, None] & ok[None], other=False)
-            total = jnp.where(seen, total, -jnp.inf)
+            allowed = triton.load(mask.at[image, here, candidate_slice], mask=row_ok[:, None] & ok[None], other=False)
+            total = jnp.where(allowed, total, -jnp.inf)
         return total, jnp.broadcast_to(column[None], total.shape)
 
     def block(c, state):
@@ -111,10 +111,10 @@ def _kernel(a, b, scale, offset, mask, score_out, index_out, *, rows, columns, f
     best = jnp.where(slot < k, best, -jnp.inf)
 
     def write(t, best):
-        top, position, found = _first(best, where, best.max(1))
+        top, position, taken = _first(best, where, best.max(1))
         triton.store(score_out.at[image, here, split, t], top, mask=row_ok)
         triton.store(index_out.at[image, here, split, t], position, mask=row_ok)
-        return jnp.where(found, -jnp.inf, best)
+        return jnp.where(taken, -jnp.inf, best)
 
     lax.fori_loop(0, k, write, best)
 
@@ -132,9 +132,9 @@ def _first(score, column, value):
 
 def _keep(score, column, best, where):
     """Move the best of `score` to the place of the worst of `best`, if better; equal ones came earlier and stay."""
-    top, position, found = _first(score, column, score.max(1))
+    top, position, taken = _first(score, column, score.max(1))
     worst = best.min(1)
     oldest = jnp.where(best == worst[:, None], where, -1).max(1)  # of equally bad ones the highest index goes
     out = (best == worst[:, None]) & (where == oldest[:, None]) & (top > worst)[:, None]
     best, where = jnp.where(out, top[:, None], best), jnp.where(out, position[:, None], where)
-    return jnp.where(found, -jnp.inf, score), column, best, where
+    return jnp.where(taken, -jnp.inf, score), column, best, where

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok.kernels.numerics import LARGE_MATMUL, first_argmax, inverse_norm
 
-# Scores held at once (16 MiB of float32): more than this and the rows are taken in chunks, one image after the other.
+# Scores held at once (16 MiB of float32): more than this and the rows are taken in chunks, one image at a time.
 CHUNK = 1 << 22
 
 
@@ -37,7 +37,7 @@ def best(
     mask: Bool[Array, "g n m"] | None,
     k: int,
 ) -> tuple[Float[Array, "g n k"], Int[Array, "g n k"]]:
-    """The k best scores of every row and their candidates, all scores at once."""
+    """The k best scores of every row and their candidates, with all scores held in memory."""
     equation = "gnd,md->gnm" if b.shape[0] == 1 else "gnd,gmd->gnm"
     b = b[0] if b.shape[0] == 1 else b
     dots = jnp.einsum(equation, a.astype(jnp.float32), b.astype(jnp.float32), precision=lax.Precision.HIGHEST)
@@ -60,7 +60,7 @@ def search(
     k: int = 1,
 ) -> tuple[Float[Array, "g n k"], Int[Array, "g n k"]]:
     """As `best`, in bounded memory: where the scores are many, image by image and a chunk of rows at a time; image by
-    image also where each is work enough by itself."""
+    image also where a single image is enough work."""
     g, n, d = a.shape
     m = b.shape[1]
     if g * n * m <= CHUNK and (g == 1 or n * m * d < LARGE_MATMUL):
@@ -72,9 +72,9 @@ def search(
         one = lambda x: lax.dynamic_index_in_dim(x, i, 0)  # noqa: E731
         candidates = b if b.shape[0] == 1 else one(b)
         parts = jnp.pad(one(a)[0], ((0, pad), (0, 0))).reshape(-1, 1, rows, a.shape[-1])
-        seen = None if mask is None else jnp.pad(one(mask)[0], ((0, pad), (0, 0))).reshape(-1, 1, rows, m)
+        masks = None if mask is None else jnp.pad(one(mask)[0], ((0, pad), (0, 0))).reshape(-1, 1, rows, m)
         of = lambda part: best(part[0], candidates, one(scale), one(offset), part[1], k)  # noqa: E731
-        score, index = lax.map(of, (parts, seen))
+        score, index = lax.map(of, (parts, masks))
         return score.reshape(-1, k)[:n], index.reshape(-1, k)[:n]
 
     return lax.map(image, jnp.arange(g))

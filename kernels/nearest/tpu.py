@@ -11,7 +11,7 @@ from jtok.kernels.platform import block_sizes
 from jtok.kernels.transforms import result
 
 LANES = 128
-MAX_K = LANES  # the running best of a row stand in one vector register
+MAX_K = LANES  # the running best matches of a row fit in one vector register
 NO_INDEX = float(2**24)  # beyond every column: float32 holds positions exactly up to here
 
 # Rows of `a` and of `b` in a block, and the bytes that the two may take (each is held twice, for the next transfer).
@@ -24,12 +24,12 @@ BLOCKS = {
 
 
 def takes(a: Float[Array, "g n d"], b: Float[Array, "h m d"], k: int) -> bool:
-    """Whether the kernel can run: few enough matches a row, and the smallest blocks fit."""
+    """Whether the kernel can run: few enough matches per row, and the smallest blocks fit."""
     return k <= MAX_K and b.shape[1] < NO_INDEX and a.shape[2] <= 8192
 
 
 def blocks(n: int, m: int, d: int, itemsize: int) -> tuple[int, int]:
-    """Rows of `a` and `b` in a block: the chip's, halved until they fit, never more than there are."""
+    """Rows of `a` and `b` in a block: the chip's, halved until they fit, never more rows than the arrays have."""
     rows, columns, budget = block_sizes(BLOCKS, "v5e")
     rows, columns = min(rows, pl.align_to(n, 32)), min(columns, pl.align_to(m, LANES))
     width = pl.align_to(d, LANES) * itemsize
@@ -129,7 +129,7 @@ def _kernel(a, b, scale, offset, mask, score_out, index_out, best, where, *, m: 
 
 
 def _keep_best_of_lanes(score, column, best, where) -> None:
-    """Every lane keeps its own best (the first of equals): three vector operations an entry, nothing across lanes."""
+    """Every lane keeps its own best (the first of equals): three vector operations per entry, nothing across lanes."""
     top, at = best[...], where[...]
     for start in range(0, score.shape[1], LANES):
         part = score[:, start : start + LANES]

@@ -62,7 +62,7 @@ def test_prompts_are_laid_out_as_the_model_lays_them_out(asked):
     real = np.asarray(inputs.valid)
     for field in ("pixels", "valid", "newline", "images"):
         np.testing.assert_array_equal(getattr(ours, field), getattr(inputs, field), err_msg=field)
-    for field in ("ids", "position"):  # what stands in padding does not matter
+    for field in ("ids", "position"):  # values in padding do not matter
         np.testing.assert_array_equal(getattr(ours, field)[real], getattr(inputs, field)[real], err_msg=field)
     for field in ("position", "before", "inside", "start", "width"):
         np.testing.assert_array_equal(getattr(ours.places, field), getattr(inputs.places, field), err_msg=field)
@@ -116,7 +116,7 @@ def test_what_is_no_llava_or_has_no_room_is_refused(asked):
     other = dataclasses.replace(model, config=dataclasses.replace(model.config, family="llava_next"))
     with pytest.raises(UserError, match="'llava_next'"):
         check_llava(other)
-    with pytest.raises(UserError, match="leaves no room"):
+    with pytest.raises(UserError, match="leaves no space"):
         question_program(model, 1)
     with pytest.raises(UserError, match="without a tokenizer"):
         question_program(dataclasses.replace(model, processor=None), TEXT)

@@ -60,7 +60,7 @@ def test_a_preempted_unit_is_started_again(toy):
     code, _, error = sweep.run()
     assert code == 0, error
     assert len(sweep.attempts("a")) == 3 and len(sweep.attempts("b")) == 1
-    assert "a: was preempted and goes on (restart 2)" in error
+    assert "a: was preempted and resumes (restart 2)" in error
 
 
 def test_a_unit_terminated_while_it_has_no_handler_is_started_again(toy):
@@ -70,7 +70,7 @@ def test_a_unit_terminated_while_it_has_no_handler_is_started_again(toy):
     os.kill(sweep.attempts("a")[0], signal.SIGTERM)
     _, error = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, error
-    assert "a: was preempted and goes on (restart 1)" in error and len(sweep.attempts("a")) == 2
+    assert "a: was preempted and resumes (restart 1)" in error and len(sweep.attempts("a")) == 2
 
 
 def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(toy):
@@ -79,7 +79,7 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(toy):
     sweep.wait_for(lambda: sweep.attempts("b"))
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=LIMIT)
-    assert process.returncode == 130 and "interrupted; the same command goes on" in error
+    assert process.returncode == 130 and "interrupted; the same command resumes" in error
     assert not alive(sweep.attempts("b")[0])
     assert not (sweep.results / "b" / DONE).exists() and not sweep.attempts("c")
     assert sweep.run()[0] == 0

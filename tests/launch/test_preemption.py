@@ -51,7 +51,7 @@ def test_three_preemptions_end_with_the_parameters_of_none(toy, tmp_path, seed):
         os.kill(sweep.attempts("preempted")[-1], signal.SIGTERM)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
-    assert "preempted: was preempted and goes on (restart 3)" in error  # said of the exit code 75 only
+    assert "preempted: was preempted and resumes (restart 3)" in error  # said of the exit code 75 only
     assert len(sweep.attempts("preempted")) == 4 and len(sweep.attempts("whole")) == 1
     log = (workdir / "log.txt").read_text()
     stops = re.findall(r"stopped by SIGTERM after step (\d+)", log)

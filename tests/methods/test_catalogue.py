@@ -183,7 +183,7 @@ def test_works_in_windows(name):
     t = c.tokens()
     s = c.signals(windows, t)
     if name in KEEP_MEMORY:
-        with pytest.raises(UserError, match="keeps a memory across sites and cannot"):
+        with pytest.raises(UserError, match="keeps memory across sites and cannot"):
             jax.eval_shape(lambda t, s: windows(t, s, {})[0], t, s)
         return
     out = jax.jit(lambda t, s: windows(t, s, {})[0])(t, s)

@@ -94,7 +94,7 @@ def test_stages_are_spread_over_the_depth(name):
         ({"blocks": (2, 12)}, "rising numbers"),
         ({"blocks": (-1, 2)}, "rising numbers"),
         ({"blocks": ()}, "rising numbers"),
-        ({"blocks": (2, 4), "stages": 2}, "leave it away"),
+        ({"blocks": (2, 4), "stages": 2}, "leave it out"),
         ({"stages": 0}, "0 stages"),
         ({"tokens": 197}, "197 tokens"),
         ({"tokens": 0}, "0 tokens"),

@@ -20,15 +20,15 @@ def vqav2(questions: Path, images: Path, annotations: Path | None = None) -> gra
     """
     contents = read_json(questions)
     subtype = str(field(contents, "data_subtype", f"'{questions}'"))
-    coco = "test2015" if subtype.startswith("test-dev") else subtype  # test-dev asks about the pictures of the test
-    found = _annotations(annotations) if annotations is not None else {}
+    coco = "test2015" if subtype.startswith("test-dev") else subtype  # test-dev asks about the images of the test
+    by_question = _annotations(annotations) if annotations is not None else {}
     samples = []
     for place, row in enumerate(of_kind(field(contents, "questions", f"'{questions}'"), list, "questions")):
         where = f"question {place} of '{questions}'"
         id, image = field(row, "question_id", where), field(row, "image_id", where)
-        if annotations is not None and id not in found:
+        if annotations is not None and id not in by_question:
             raise UserError(f"'{annotations}' has no annotation of question {id}; is it of another split?")
-        answers, meta = found.get(id, ([], {}))
+        answers, meta = by_question.get(id, ([], {}))
         path = pathlib.Path(images) / f"COCO_{coco}_{int(image):012d}.jpg"
         text = field(row, "question", where)
         samples.append(sample(id, path, text, answers, {"image_id": image} | meta))
@@ -37,13 +37,13 @@ def vqav2(questions: Path, images: Path, annotations: Path | None = None) -> gra
 
 def _annotations(path: Path) -> dict[Any, tuple[list[str], dict[str, Any]]]:
     """Answers and the kinds of question and answer, by question id."""
-    found = {}
+    by_question = {}
     for place, row in enumerate(of_kind(field(read_json(path), "annotations", f"'{path}'"), list, "annotations")):
         where = f"annotation {place} of '{path}'"
         answers = [field(answer, "answer", where) for answer in field(row, "answers", where)]
         meta = rest(row, "question_id", "image_id", "answers")
-        found[field(row, "question_id", where)] = (answers, meta)
-    return found
+        by_question[field(row, "question_id", where)] = (answers, meta)
+    return by_question
 
 
 def textvqa(questions: Path, images: Path) -> grain.MapDataset:

@@ -22,12 +22,12 @@ def sample(
     meta: dict[str, Any],
     choices: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """One question as the readers keep it; what else the file says of it is `meta`."""
+    """One question as the readers keep it; other fields of the file go to `meta`."""
     return dict(zip(KEYS, (str(id), image, question, answers, list(choices), meta), strict=True))
 
 
 def load_image(image: pathlib.Path | bytes | None, name: str) -> PIL.Image.Image | None:
-    """The RGB picture in a file or in encoded bytes; None stays None. Raises UserError when it cannot be read."""
+    """The RGB image in a file or in encoded bytes; None stays None. Raises UserError when it cannot be read."""
     if image is None:
         return None
     try:
@@ -51,8 +51,8 @@ class Samples:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        found = self.samples[int(index)]
-        return found | {"image": load_image(found["image"], found["id"])}
+        row = self.samples[int(index)]
+        return row | {"image": load_image(row["image"], row["id"])}
 
 
 def dataset(samples: list[dict[str, Any]], path: str | pathlib.Path) -> grain.MapDataset:
