@@ -48,10 +48,7 @@ def test_flattens_and_comes_back(name):
         assert back == made and hash(back) == hash(made)
 
 
-UNEQUAL = pytest.mark.xfail(strict=True, reason="two plans of this method made alike are not equal")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=UNEQUAL) if n in ("trim", "sparsevlm") else n for n in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_an_equal_plan_is_not_traced_again(name):
     traces = []
 

@@ -71,9 +71,11 @@ def rank_count(
     return jnp.where(rank >= count, count, clipped)
 
 
+@dataclasses.dataclass(frozen=True)
 class ChooseRaters(Reducer):
     """Observes; sets `memory["sparsevlm"]` to the `raters` [B,T] and the tokens valid at the `first` site [B,N]."""
 
+    observes = True
     reads = ("text_features", "text_valid")
 
     def __call__(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Tokens, Memory]:

@@ -36,7 +36,7 @@ Outliers = Literal["none", "image", "batch"]
 Space = Literal["clip", "language"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class TRIM(Reducer):
     """Keeps a `share` of the real patches, the last one being the mean of those dropped.
 
