@@ -60,6 +60,7 @@ TEST_REQUIRES = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "hypothesis>=6.120",
+    "beartype>=0.20",
     "ruff>=0.9",
     "setuptools>=77",
     "wheel>=0.45",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -54,6 +54,7 @@ class InputRule:
         return self
 
 
+@runtime_checkable
 class Projector(Protocol):
     """From features of a tower to tokens of a language model, possibly fewer: an `nnx.Module`.
 

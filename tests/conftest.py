@@ -7,13 +7,35 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0")
 
 import difflib  # noqa: E402
+import gc  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+#: Where shapes are the point, annotations are checked at every call, while tracing. Not in methods, which refuse bad
+#: options with sentences of their own, nor in dataclasses that are pytrees (`Tokens`, `Cache`), since jax rebuilds those
+#: around things that are no arrays.
+TYPED = ("pruner", "wrappers", "ops.score", "ops.select", "ops.merge", "ops.cluster")
+install_import_hook([f"jtok.{name}" for name in TYPED], "beartype.beartype")
 
 #: Folders whose tests go over the catalogue or bear the name of a method; `--method` collects nothing else.
 OF_METHODS = ("methods", "parity")
+
+
+#: Mappings of memory, of which Linux allows a process 65,530; every compiled program takes some.
+MOST_MAPPINGS = 30_000
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Between files: frees compiled programs before there are too many, since XLA crashes without a word then."""
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser):

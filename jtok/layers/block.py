@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +15,7 @@ from jtok.ops import score
 from jtok.tokens import Tokens
 
 
+@runtime_checkable
 class BlockShape(Protocol):
     """What a block must know of its tower's config."""
 

@@ -57,7 +57,7 @@ def member_index(mask: Bool[Array, "B N"], k: int) -> Int[Array, "B k"]:
     return jax.lax.top_k(keys, k)[1].astype(jnp.int32)
 
 
-def rest(index: Int[Array, "B K"], n: int) -> Int[Array, "B n-K"]:
+def rest(index: Int[Array, "B K"], n: int) -> Int[Array, "B M"]:
     """The indices below n that are not in `index` (distinct), ascending."""
     return member_index(~members(index, n), n - index.shape[1])
 

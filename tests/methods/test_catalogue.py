@@ -24,7 +24,7 @@ from tests.methods import catalogue as c
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
 #: Methods that hand something from site to site, so that a part of theirs cannot work in windows of its own.
-KEEP_MEMORY = {"expedit", "token-cropr", "sit", "dynamicvit"}
+KEEP_MEMORY = {"expedit", "token-cropr", "vtc-cls"}
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def test_rows_without_weight_or_keys_count_for_nothing(arrays):
 def test_no_array_holds_all_rows_of_all_heads(arrays):
     q, k, *_ = arrays
     rows = jnp.broadcast_to(jnp.arange(N), (B, N))
-    jaxpr = jax.make_jaxpr(lambda q, k: peak_received(q, k, rows, rows, valid=rows >= 0, block=4))(q, k)
+    jaxpr = jax.make_jaxpr(lambda q, k: peak_received(q, k, rows, rows * 1.0, valid=rows >= 0, block=4))(q, k)
     inner = [e.params["jaxpr"].jaxpr for e in jaxpr.eqns if e.primitive.name == "scan"]
     sizes = [v.aval.size for j in (jaxpr.jaxpr, *inner) for e in j.eqns for v in e.outvars]
     assert len(inner) == 1 and max(sizes) < B * HEADS * N * N
