@@ -33,7 +33,7 @@ test-quick: $(VENV)/.installed-test
 
 # Tests too long for every day, one at a time because some of them measure.
 slow: $(VENV)/.installed-test
-	$(PY) -m pytest -q -x -m slow --durations=15
+	$(PY) -m pytest -q -x -m slow --durations=15 $(SLOW_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(PY) -m ruff check .

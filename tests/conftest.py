@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 #: Where shapes are the point, annotations are checked at every call, while tracing. Not in methods, which refuse bad
-#: options with sentences of their own, nor in dataclasses that are pytrees (`Tokens`, `Cache`), since jax rebuilds those
+#: options with sentences of their own, nor in dataclasses that are pytrees (`Tokens`, `Cache`): jax rebuilds those
 #: around things that are no arrays.
 TYPED = ("pruner", "wrappers", "ops.score", "ops.select", "ops.merge", "ops.cluster")
 install_import_hook([f"jtok.{name}" for name in TYPED], "beartype.beartype")
