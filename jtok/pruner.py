@@ -60,7 +60,7 @@ class SharePruner(Reducer):
 
     def best(self, tokens: Tokens, s: Signals, memory: Memory) -> tuple[Array, Array, Memory]:
         """(indices [B,K] of the tokens kept, which of them are real [B,K], memory)."""
-        name = type(self).__name__
+        name = type(self).__module__.rpartition(".")[2]  # the method's: files are named after methods
         first = memory.get(name, tokens.mask())  # [B,N] tokens valid at the first site
         n = first.shape[1]
         each = budget.share_of_each(first.sum(1), n, self.keep)
