@@ -160,6 +160,10 @@ class ViT(nnx.Module):
         Raises UserError for image sides that are no multiple of the patch and for plans that do not fit.
         """
         c, plan = self.config, plan or Plan()
+        if c.packed and plan.inputs is not None:
+            raise UserError(
+                f"'{plan.name}' chooses pixels, and a packed tower takes patches: choose before cutting them."
+            )
         plan = plan if c.packed else plan.for_grid((_patches(images.shape[1], c), _patches(images.shape[2], c)))
         if plan.grid is not None:
             images = _downsample(images, plan.grid, c)

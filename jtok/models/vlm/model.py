@@ -18,6 +18,7 @@ from jtok.models.decoder.append import free_slots
 from jtok.models.decoder.decoder import Dtype
 from jtok.models.decoder.generate import State, answering, read_text, stream
 from jtok.models.decoder.sampling import Sampling
+from jtok.models.towers.vit import patchify
 from jtok.models.vlm.arrange import Inputs
 from jtok.models.vlm.family import ModelConfig
 from jtok.models.vlm.load_vlm import load_vlm, vlm_config
@@ -65,7 +66,15 @@ class VLM:
         return context - 1 - int(np.where(np.asarray(inputs.valid)[..., None], inputs.position, -1).max())
 
     def fitted(self, inputs: Inputs) -> VLM:
-        """The model with its plan made for the largest image of a batch, if image sizes may vary."""
+        """The model with its plan made for the largest image of a batch, if image sizes may vary.
+
+        A plan that picks patches by their pixels gets slots for as many as these images keep.
+        """
+        if not self.config.any_size and self.plan.inputs is not None and isinstance(inputs.pixels, np.ndarray):
+            side, pixels = self.config.tower.patch, inputs.pixels
+            patches = patchify(pixels.reshape(-1, *pixels.shape[2:]), side)
+            grid = pixels.shape[2] // side, pixels.shape[3] // side
+            return dataclasses.replace(self, plan=self.plan.for_pixels(patches, grid))
         if self.plan.make is None or not self.config.any_size:
             return self
         sizes = np.asarray(inputs.sizes).reshape(-1, 2)

@@ -78,6 +78,8 @@ class MllamaConfig:
         """Raises UserError for a plan that does not fit."""
         if plan.projector is not None:
             raise UserError("mllama projects several layers of its tower side by side: no other projector fits.")
+        if plan.inputs is not None and plan.grid is None:
+            raise UserError(f"'{plan.name}' picks patches of an image, and mllama's tiles are kept whole: use another.")
         plan.check(self.sites(), ("inputs",))
         for site, before, after in plan.part("tower").counts(self.tower.target().patches):
             if after > before:
