@@ -5,7 +5,7 @@
 #   make test-quick METHOD=fastv            one method: its own tests, its rows of the catalogue's, its golden vectors
 #   make test-quick                         import order of rooms, tokens, plans and sites, catalogue entries
 #   make test PIP_ARGS="..."                options for pip (such as an index with CPU-only builds of torch, which the
-#                                           default index does not hold for every platform)
+#                                           default index lacks for some platforms)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,11 +27,11 @@ demo-all: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -q -m "not slow" --durations=15 $(PYTEST_ARGS)
 
-# One process: what is wanted here is the first failure soon. Under two minutes each.
+# One process, for an early first failure. Under two minutes each.
 test-quick: $(VENV)/.installed-test
 	$(PY) -m pytest -q -x -m "not slow" $(if $(METHOD),--method=$(METHOD) tests/methods tests/parity,$(QUICK))
 
-# Tests too long for every day, one at a time because some of them measure.
+# Tests too long for every day, one at a time because some of them measure time.
 slow: $(VENV)/.installed-test
 	$(PY) -m pytest -q -x -m slow --durations=15 $(SLOW_ARGS)
 

@@ -8,10 +8,10 @@
         --config.base.path=vqgan.safetensors --config.weights=runs/alit/model.safetensors --workdir=runs/alit_pixels
     jtok train --config=configs/tokenizer/alit.py:quick --workdir=runs/alit_quick      minutes on a CPU
 
-First all eight rounds guess the VQGAN's codes, then the pixels of one drawn round are judged, with an adversary for
-every round. Batches and rates are the authors' (blr 1.5e-4 and 1e-4 a batch of 256, 200 epochs each, 20 of warm-up);
-the base stays frozen in both stages, and the weight-free pyramid stands for LPIPS unless its files are given (see
-configs/tokenizer/titok.py). The paper's own numbers are not in our notes; none is claimed here.
+First all eight rounds predict the VQGAN's codes, then the loss is on the pixels of one sampled round, with an adversary
+per round. Batches and rates are the authors' (blr 1.5e-4 and 1e-4 per batch of 256, 200 epochs each, 20 of warm-up);
+the base stays frozen in both stages, and the weight-free pyramid replaces LPIPS unless its files are given (see
+configs/tokenizer/titok.py). No number of the paper's is claimed here.
 """
 
 from jtok.training.losses.adversary import switch_on

@@ -6,11 +6,11 @@
         --config.base.path=flextok_vae_c16/diffusion_pytorch_model.safetensors --workdir=runs/flextok_d18
     jtok train --config=configs/tokenizer/flextok.py:quick --workdir=runs/flextok_quick      minutes on a CPU
 
-256 registers of 64,000 codes; a rectified flow makes latents of 32 x 32 x 16 of the prefix that nested dropout leaves.
-Batch, rate and steps are ours (the paper's code of training is not released); the alignment with DINOv2 that the paper
-adds is left out. The state of d18 is shared by groups of eight chips (config.mesh.fsdp; on fewer, set it to 1).
+256 registers of 64,000 codes; a rectified flow generates latents of 32 x 32 x 16 from the prefix that nested dropout
+leaves. Batch, rate and steps are ours (the paper's training code is not released); the paper's alignment with DINOv2
+is left out. The state of d18 is sharded over groups of eight chips (config.mesh.fsdp; on fewer, set it to 1).
 
-Cost: memory and FLOPs of a step are in docs/compile.md. Expected, theirs and not measured here: gFID below 2 on
+Cost: memory and FLOPs of a step are in docs/compile.md. Expected (reported, not measured here): gFID below 2 on
 ImageNet with 8 to 128 tokens; rFID 4.02 and PSNR 17.7 dB of the released d18-d28 with 256 tokens, as GPSToken's authors
 measured it.
 """
@@ -27,7 +27,7 @@ def get_config(arg: str = "d18"):
     config = flow_tokenizer.default_config()
     config.tokenizer.fields.update({"encoder_depth": depth, "encoder_width": 64 * depth})
     config.tokenizer.fields.update({"decoder_depth": depth, "decoder_width": 64 * depth})
-    config.mesh.fsdp = 8 if depth > 12 else 1  # whole on every chip of a v5e, parameters and moments of d18 do not fit
+    config.mesh.fsdp = 8 if depth > 12 else 1  # d18's parameters and moments do not fit on one v5e chip
     config.data.update({"name": "folder", "eval_batch": 256})
     config.data.options.update({"path": "", "size": 256})
     config.eval_tokens, config.eval_steps = (1, 16, 64), 20

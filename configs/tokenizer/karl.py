@@ -8,10 +8,10 @@
         --config.base.path=vqgan.safetensors --config.weights=runs/karl/model.safetensors --workdir=runs/karl_pixels
     jtok train --config=configs/tokenizer/karl.py:quick --workdir=runs/karl_quick      minutes on a CPU
 
-Every step codes its images twice: with few tokens, to see what error they reach, and with all of them, to learn which
-that error does not need. Batches and rates are the authors' (512 and 144 images, blr 1e-4 a batch of 256, 200 and 400
-epochs, 20 of warm-up; the second batch is 256 here, so that a slice of 64 chips divides it). Else as
-configs/tokenizer/alit.py. The paper's own numbers are not in our notes; none is claimed here.
+Every step encodes its images twice: with few tokens, to find the error they reach, and with all of them, to learn which
+tokens that error does not need. Batches and rates are the authors' (512 and 144 images, blr 1e-4 per batch of 256, 200
+and 400 epochs, 20 of warm-up; the second batch is 256 here, so that a slice of 64 chips divides it). Otherwise as
+configs/tokenizer/alit.py. No number of the paper's is claimed here.
 """
 
 from jtok.training.losses.adversary import switch_on

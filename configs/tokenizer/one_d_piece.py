@@ -10,8 +10,8 @@
     jtok train --config=configs/tokenizer/one_d_piece.py:quick --workdir=runs/one_d_piece_quick    minutes on a CPU
 
 Both stages of TiTok (its batches, rates and steps), with a random tail of the codes dropped: one length for all images
-of a batch, uniform in 1 to 256. LPIPS as in configs/tokenizer/titok.py. Expected, theirs and not measured here, rFID on
-ImageNet with 256 tokens: L 1.08, B 1.11, S 1.48. Without a suffix (`:s`) it is trained in one stage, which is ours.
+of a batch, uniform in 1 to 256. LPIPS as in configs/tokenizer/titok.py. Expected (reported, not measured here), rFID on
+ImageNet with 256 tokens: L 1.08, B 1.11, S 1.48. Without a stage suffix (`:s`) it trains in one stage, which is ours.
 """
 
 from jtok.tokenizers.titok import SIZES

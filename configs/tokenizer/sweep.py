@@ -1,6 +1,6 @@
-"""Quality against bits per pixel of a tokenizer, at fixed and adaptive lengths, beside JPEG and WebP.
+"""Quality against bits per pixel of a tokenizer, at fixed and adaptive lengths, against JPEG and WebP.
 
-jtok sweep --config configs/tokenizer/sweep.py --workdir runs/rate_distortion       the tokenizer that comes with it
+jtok sweep --config configs/tokenizer/sweep.py --workdir runs/rate_distortion       the shipped tokenizer
 jtok sweep --config configs/tokenizer/sweep.py --config.sweep.tokenizer=FILE --workdir runs/mine
 """
 

@@ -11,15 +11,15 @@
     jtok train --config=configs/tokenizer/titok.py:quick --workdir=runs/titok_quick      minutes on a CPU
 
 One stage: pixels out, losses from the start. Two stages, the paper's: the decoder predicts the codes of MaskGIT's VQGAN
-(a safetensors file of it is needed), then encoder and codes are frozen and a decoder of pixels is trained after it.
+(a safetensors file of it is needed), then encoder and codes are frozen and a pixel decoder is trained after them.
 The perceptual loss is the weight-free pyramid unless LPIPS's files are given:
 
     --config.loss.lpips=1.0 --config.loss.pyramid=0 --config.loss.lpips_backbone=vgg16.safetensors \
         --config.loss.lpips_linear=lpips_vgg.safetensors
 
-Batches, rates and steps are those of the authors' training files (1 M steps of 256 images, then 500 k; one stage: the
+Batches, rates and steps are those of the authors' training configs (1 M steps of 256 images, then 500 k; one stage: the
 losses of TA-TiTok's, 650 k steps, the adversary from step 200 k), with LPIPS or the pyramid in place of their ConvNeXt.
-Cost: memory and FLOPs of a step are in docs/compile.md. Expected, theirs and not measured here, rFID on ImageNet: two
+Cost: memory and FLOPs of a step are in docs/compile.md. Expected (reported, not measured here), rFID on ImageNet: two
 stages L-32 2.21, B-64 1.70, S-128 1.71; one stage with 8192 codes bl64 2.06, bl128 1.49, sl256 1.03.
 """
 
@@ -27,7 +27,7 @@ from jtok.tokenizers.titok import SIZES
 from jtok.training.losses.adversary import switch_on
 from jtok.training.tasks import predict_codes, tokenize_images
 
-#: encoder, decoder, tokens, codebook, width of a code, cosine
+#: encoder, decoder, tokens, codebook, code width, cosine
 VARIANTS = {
     "s": ("small", "small", 128, 4096, 12, True),
     "b": ("base", "base", 64, 4096, 12, True),

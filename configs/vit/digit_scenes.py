@@ -5,12 +5,12 @@
 8 blocks, 96 wide, 64 patches of 8 x 8 pixels; 0.6 M parameters. About 45 minutes on 2 idle cores.
 
 The shipped jtok/assets/scenes.safetensors reads 95.20 % of the 2,000 held-out scenes (1,904;
-`jtok evaluate --method=none --images=2000`). It was made by this command, stopped and taken up again with another end
-of the cosine each time: --config.train.steps=7000 up to update 1,294, 5000 up to 4,268, 8000 up to 4,437, 7000 up to
-7,000 (94.95 %), 8500 to the end. A run with 8,500 from the start has not been made.
+`jtok evaluate --method=none --images=2000`). It was made by this command, stopped and resumed with another end of the
+cosine each time: --config.train.steps=7000 up to update 1,294, 5000 up to 4,268, 8000 up to 4,437, 7000 up to
+7,000 (94.95 %), 8500 to the end. No run used 8,500 from the start.
 
-By the contiguous cut, whose test digits are mostly by other writers, the same ViT reads 93.55 % (1,871 of 2,000): this
-command with :contiguous after the file's name, stopped at update 4,599 and ended with --config.train.steps=6500.
+With the contiguous split, whose test digits are mostly by other writers, the same ViT reads 93.55 % (1,871 of 2,000):
+this command with :contiguous after the file name, stopped at update 4,599 and finished with --config.train.steps=6500.
 """
 
 from jtok.training.tasks.classify import default_config

@@ -1,4 +1,4 @@
-"""Fine-tunes one learned reducer inside the small ViT that ships with jtok, by the method's own objective.
+"""Fine-tunes one learned reducer inside the small ViT that ships with jtok, with the method's own objective.
 
     jtok train --config configs/vit/finetune.py:dynamicvit --workdir runs/dynamicvit
 
@@ -7,7 +7,7 @@ About a minute on 2 cores. Writes model.safetensors and model.reducer.safetensor
 
 from jtok.commands.options import shipped_config
 
-# Learning rates differ since some train a handful of vectors and some a network beside a frozen tower.
+# Learning rates differ because some train a handful of vectors and others a network beside a frozen tower.
 SETTINGS = {
     "dynamicvit": {"lr": 1e-3},
     "token-cropr": {"lr": 3e-3},

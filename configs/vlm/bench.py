@@ -1,6 +1,6 @@
 """What an answer costs with and without reduction, at the shape of LLaVA-1.5 with random weights.
 
-jtok bench vlm --config configs/vlm/bench.py                      a scaled-down shape that a CPU reads in a second
+jtok bench vlm --config configs/vlm/bench.py                      a scaled-down shape that a CPU prefills in a second
 jtok bench vlm --config configs/vlm/bench.py:llava-1.5-7b         full size in bfloat16 (14 GB of parameters)
 jtok bench vlm --config configs/vlm/bench.py:llava-1.5-7b --config.batch=8 --json
 """

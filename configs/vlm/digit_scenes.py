@@ -6,12 +6,11 @@
 
 LLaVA-1.5's shape: a CLIP tower (6 layers, 128 wide, 81 patches of 8 x 8 pixels and a class token), an MLP and a
 Llama decoder (4 layers, 128 wide); 1.7 M parameters, written as a Hugging Face directory in bfloat16. The run took 55
-minutes on one core that others used too; in the first 1,000 updates the tower learns alone.
+minutes on one shared core; the first 1,000 updates train the tower alone.
 
 The shipped jtok/assets/digit_questions answers 98.05 % of the 2,000 held-out questions (1,961): corner 97.6 %, largest
 98.3 %, count 100 %, sum 95.8 %, presence 99.3 %, left 97.5 %, times 97.9 %. It was made by the first command, with
---config.train.steps=4500 up to update 1,957, then with the 3,200 below. A run with 3,200 from the start has not been
-made.
+--config.train.steps=4500 up to update 1,957, then with the 3,200 below. No run used 3,200 from the start.
 """
 
 import ml_collections

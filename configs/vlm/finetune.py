@@ -4,7 +4,7 @@
     jtok sweep --config configs/vlm/digit_scenes.py --config.sweep.runs.m3=runs/vlm_m3 --workdir runs/vlm_sweep
 
 Writes the model to the run's directory, and where the method has parameters of its own, reducer.safetensors beside it.
-mqt and m3 learn all token counts at once; a tokenpacker learns the one of --config.plan.keep.
+mqt and m3 learn all token counts at once; tokenpacker learns the one given by --config.plan.keep.
 """
 
 from jtok.training.tasks.answer_questions import default_config
