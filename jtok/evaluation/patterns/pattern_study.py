@@ -85,9 +85,9 @@ def ratio_rows(patterns: Sequence[Pattern]) -> list[Row]:
     """How much of what a method keeps at a lower ratio it keeps at a higher one (intersection over area)."""
     rows = []
     for method in dict.fromkeys(p.method for p in patterns if p.sites and not p.merges):
-        own = sorted((p for p in patterns if p.method == method and p.keep is not None), key=lambda p: -p.keep)
+        of_method = sorted((p for p in patterns if p.method == method and p.keep is not None), key=lambda p: -p.keep)
         row: Row = {"method": method}
-        for high, low in itertools.combinations(own, 2):
+        for high, low in itertools.combinations(of_method, 2):
             share = intersection_over_area(kept(high.owner[-1]), kept(low.owner[-1]))
             row[f"{low.keep:g} in {high.keep:g}"] = float(share.mean())
         rows.append(row)
