@@ -49,7 +49,7 @@ class Slice:
 def describe(topology: str, *, fsdp: int = 1, tensor: int = 1) -> Slice:
     """The slice that `topology` names, such as `v5e:16x16` or `v5p:4x4x4`, with its chips in a mesh.
 
-    Raises UserError for a name that is no topology or is not offered, for a mesh that does not divide its chips, and
+    Raises UserError for a name that is not a topology or is not offered, for a mesh that does not divide its chips, and
     where libtpu is not installed.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
@@ -79,7 +79,7 @@ def _devices(topology: str, extra: dict[str, Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing reaches stderr: libtpu writes there, below Python, that it stands on no TPU machine."""
+    """Nothing reaches stderr: libtpu writes there, below Python, that it is not on a TPU machine."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

@@ -46,7 +46,7 @@ def bench_reducers(
 ) -> list[dict[str, Any]]:
     """Milliseconds of each method's first reducer: N = side^2 + 1 tokens of `width` features, median and p10-p90.
 
-    A method that has no reducer (it resizes the image) has no row. In front of learned reducers stand fresh parameters.
+    A method that has no reducer (it resizes the image) has no row. Learned reducers get freshly initialized parameters.
     """
     rows = []
     for method in methods:

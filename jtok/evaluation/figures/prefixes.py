@@ -30,7 +30,7 @@ def draw_prefixes(codec: Codec, picture: UInt8[np.ndarray, "H W 3"], quality: fl
     steps = [2**i for i in range(most.bit_length()) if codec.lengths[0] <= 2**i < most] + [most]
     for tokens in steps:
         each = np.full(analysis.tiling.count, tokens, np.int32)
-        panels.append(_decoded(codec, picture, analysis, each, f"{tokens} token{'s'[: tokens > 1]} a tile"))
+        panels.append(_decoded(codec, picture, analysis, each, f"{tokens} token{'s'[: tokens > 1]} per tile"))
     span = f"{counts.min()} to {counts.max()}" if analysis.tiling.count > 1 else str(counts[0])
     title, again = _decoded(codec, picture, analysis, counts, f"{quality:g} dB asked for: {span} tokens")
     panels.append((title, again))

@@ -229,7 +229,7 @@ def down_sample_filter(
     """Sorts questions by whether the unreduced model needs the full image for them.
 
     On common benchmarks, plain down-sampling of the image beats many published token reducers, because most questions
-    need no detail; reducers are told apart by the others (Liao et al., "Are We Using the Right Benchmark: An
+    need no detail; the others distinguish reducers (Liao et al., "Are We Using the Right Benchmark: An
     Evaluation Framework for Visual Token Compression Methods", arXiv:2510.07143).
     correct_full, correct_down: the model's correctness [n] on the full and on the down-sampled images, both without
     reduction; soft scores count as correct from `threshold` on.
