@@ -1,4 +1,4 @@
-"""How many bits does an adaptive tokenizer need for a picture of given quality, beside JPEG and WebP?
+"""How many bits does an adaptive tokenizer need for an image of given quality, compared with JPEG and WebP?
 
     python experiments/tokenizer_rate_distortion.py --small                      the tokenizer that ships with jtok
     python experiments/tokenizer_rate_distortion.py --small --config.sweep.tokenizer=FILE          one trained here
@@ -18,7 +18,7 @@ CONFIG = "configs/tokenizer/sweep.py"
 COMMAND = ("jtok", "sweep")
 SMALL = {}
 
-#: Directories of released checkpoints (config.json beside model.safetensors) and the numbers of tokens to code with.
+#: Directories of released checkpoints (config.json next to model.safetensors) and the numbers of tokens to code with.
 #: A TiTok has one; a One-D-Piece any. FlexTok codes latents of a VAE, for which there are no containers: no unit.
 RELEASED = {
     "titok_l32": ("data/titok-l32", (32,)),

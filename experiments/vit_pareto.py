@@ -6,7 +6,7 @@
 
 The small setting reads 400 held-out digit scenes; the full one 10,000 images of ImageNet's validation split with DeiT-S
 (--config=configs/vit/imagenet.py:PRESET takes another). A unit is one method at one ratio, `jtok evaluate`. The report
-shows accuracy against cost, and what the papers claim beside what was measured in the same setting, where it was.
+shows accuracy against cost, and what the papers claim next to what was measured in the same setting, where it was.
 """
 
 import sys

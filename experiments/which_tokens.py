@@ -43,7 +43,7 @@ def sweep(small=False):
 
 
 def report(workdirs):
-    """How alike kept sets, merge maps and features are, whether that goes with accuracy, and a picture of it."""
+    """Similarity of kept sets, merge maps and features, its relation to accuracy, and a figure of it."""
     from jtok.evaluation.patterns import pattern_study as study
     from jtok.evaluation.patterns.record_patterns import read_patterns
     from jtok.viz.patterns import draw_patterns
@@ -70,7 +70,7 @@ def report(workdirs):
 
 
 def claims(study, groups, middle):
-    """What the paper's abstract says (it gives no numbers), beside what was measured on the ViT; empty where not."""
+    """What the paper's abstract says (it gives no numbers), next to what was measured on the ViT; empty where not."""
     patterns, keep = groups["ViT"], middle["ViT"]
     ranked = [p.method for p in sorted(study.at(patterns, keep), key=lambda p: -(p.accuracy or 0))]
     radial = [

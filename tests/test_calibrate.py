@@ -61,14 +61,14 @@ def test_a_file_of_another_method_and_none_are_refused(file, tmp_path):
         method_of(flags(tmp_path / "none.json"))
     for text in ("{", "[1]", '{"method": "vtw"}'):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(UserError, match="is no plan"):
+        with pytest.raises(UserError, match="is not a plan"):
             method_of(flags(tmp_path / "bad.json"))
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--method=fastv"], "fastv has nothing to calibrate; methods that have: "),
+        (["--method=fastv"], "fastv has nothing to calibrate; methods that do: "),
         (["--method=vtw", "--option=eat=1"], "no option 'eat'; it takes eta, first"),
         (["--method=vtww"], "did you mean vtw"),
     ],

@@ -116,7 +116,7 @@ BAD = {
     "benchmark of an op that is not there": (["bench", "kernels", "--ops=sort"], ["sort", "nearest"]),
     "benchmark of a shape that is not there": (["bench", "kernels", "--ops=merge", "--shapes=tiny"], ["tiny"]),
     "tuning without an accelerator": (["bench", "kernels", "--ops=merge", "--tune"], ["no kernel to tune"]),
-    "benchmark of a width that is no number": (["bench", "reducers", "--widths=a"], ["widths"]),
+    "benchmark of a width that is not a number": (["bench", "reducers", "--widths=a"], ["widths"]),
 }
 
 

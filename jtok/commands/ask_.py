@@ -1,4 +1,4 @@
-"""`jtok ask`: answers a question about an image, with as many visual tokens as it is told to use."""
+"""`jtok ask`: answers a question about an image, with as many visual tokens as requested."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ def _flags(values: absl_flags.FlagValues) -> None:
     text = "directory of a Hugging Face checkpoint (default: the small model that comes with jtok)"
     absl_flags.DEFINE_string("model", None, text, flag_values=values)
     absl_flags.DEFINE_multi_string("image", [], "image file; repeatable", flag_values=values)
-    text = "visual tokens of a crop that are left, in place of --keep"
+    text = "visual tokens to keep per crop, in place of --keep"
     absl_flags.DEFINE_integer("tokens", None, text, flag_values=values)
     absl_flags.DEFINE_string("reducer", "", "safetensors file of a trained reducer", flag_values=values)
-    absl_flags.DEFINE_string("show", None, "picture to write: which visual tokens were kept", flag_values=values)
-    absl_flags.DEFINE_integer("max_new_tokens", 128, "longest answer", flag_values=values, lower_bound=1)
-    absl_flags.DEFINE_float("temperature", 0.0, "of the draw of each token; 0 = the likeliest", flag_values=values)
-    absl_flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens of this probability", flag_values=values)
-    absl_flags.DEFINE_integer("seed", 0, "of all draws", flag_values=values)
+    absl_flags.DEFINE_string("show", None, "figure to write: which visual tokens were kept", flag_values=values)
+    absl_flags.DEFINE_integer(
+        "max_new_tokens", 128, "maximum length of the answer in tokens", flag_values=values, lower_bound=1
+    )
+    absl_flags.DEFINE_float("temperature", 0.0, "sampling temperature; 0 = greedy", flag_values=values)
+    absl_flags.DEFINE_float(
+        "top_p", 1.0, "sample from the most likely tokens with this total probability", flag_values=values
+    )
+    absl_flags.DEFINE_integer("seed", 0, "random seed", flag_values=values)
     kinds = ["float32", "bfloat16"]
-    absl_flags.DEFINE_enum("dtype", "float32", kinds, "of the decoder and of activations", flag_values=values)
+    absl_flags.DEFINE_enum("dtype", "float32", kinds, "dtype of the decoder and of activations", flag_values=values)
 
 
 def _run(args, config) -> int:
     if not (args.question or "").strip():
-        raise UserError('there is no question: put it last, in quotes, such as jtok ask --image=FILE "What is this?"')
+        raise UserError('there is no question: give it last, in quotes, such as jtok ask --image=FILE "What is this?"')
     if not args.image:
         raise UserError("there is no image: add --image=FILE.")
     from jtok import compile_cache

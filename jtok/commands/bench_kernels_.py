@@ -1,4 +1,4 @@
-"""`jtok bench kernels`: every op beside what it replaces and beside what the machine can do."""
+"""`jtok bench kernels`: every op compared with what it replaces and with the machine's roofline."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def _run(args, config) -> int:
 
 
 def _pairs(ops: list[str], shapes: list[str]) -> list[tuple[str, str]]:
-    """(op, shape) for all that was asked for; a shape may belong to one of several ops only."""
+    """(op, shape) for everything requested; a shape may belong to only one of several ops."""
     from jtok.kernels.bench import OPS, find_shape
     from jtok.kernels.bench import shapes_of as known
 
     for op in ops:
         known(op)
     pairs = [(op, s) for op in ops or OPS for s in known(op) if not shapes or s in shapes]
-    found = {shape for _, shape in pairs}
+    matched = {shape for _, shape in pairs}
     for shape in shapes:
-        if shape not in found:
+        if shape not in matched:
             if len(ops) == 1:
                 find_shape(ops[0], shape)
-            raise UserError(f"no op has a shape called {shape!r}: leave --shapes away to see them all.")
+            raise UserError(f"no op has a shape called {shape!r}: omit --shapes to see them all.")
     return pairs
 
 
@@ -76,4 +76,4 @@ def _print(rows: list[dict[str, Any]], as_json: bool, columns) -> int:
     return 0
 
 
-COMMAND = Command("bench kernels", "Time every kernel beside PyTorch and the machine's roof.", _flags, _run)
+COMMAND = Command("bench kernels", "Time every kernel against PyTorch and the machine's roofline.", _flags, _run)

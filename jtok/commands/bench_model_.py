@@ -1,4 +1,4 @@
-"""`jtok bench model`: the speed-up that a plan really gives, beside the one its FLOPs promise."""
+"""`jtok bench model`: the measured speed-up of a plan, next to the one its FLOPs predict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _flags(values: absl_flags.FlagValues) -> None:
     method_flags(values, method="tome")
     absl_flags.DEFINE_string("model", "vit_s16", "preset of a vision tower", flag_values=values)
     absl_flags.DEFINE_integer("image", None, "image side in pixels (default: the preset's)", flag_values=values)
-    absl_flags.DEFINE_integer("batch", 8, "images at once", flag_values=values, lower_bound=1)
+    absl_flags.DEFINE_integer("batch", 8, "batch size in images", flag_values=values, lower_bound=1)
     absl_flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
 
 
@@ -30,7 +30,7 @@ def _run(args, config) -> int:
         return 0
     for name, ms in result["ms"].items():
         macs = result["gmacs"][name]
-        print(f"{name}: {ms['median']:.1f} ms (p10 {ms['p10']:.1f}, p90 {ms['p90']:.1f}), {macs:.3f} GMACs an image")
+        print(f"{name}: {ms['median']:.1f} ms (p10 {ms['p10']:.1f}, p90 {ms['p90']:.1f}), {macs:.3f} GMACs per image")
     if not result["trained"]:
         print(f"jtok: {args.method} is a learned method and its parameters are random: times only.", file=sys.stderr)
     most = "at most " if result["adaptive"] else ""
@@ -43,4 +43,4 @@ def _run(args, config) -> int:
     return 0
 
 
-COMMAND = Command("bench model", "Measure a tower with a plan against the same tower without.", _flags, _run)
+COMMAND = Command("bench model", "Compare a tower with a plan to the same tower without one.", _flags, _run)

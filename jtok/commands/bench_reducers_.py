@@ -1,4 +1,4 @@
-"""`jtok bench reducers`: what deciding and dropping costs, by itself."""
+"""`jtok bench reducers`: what the reduction costs on its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jtok.flags import Command
 
 def _flags(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_list("methods", [], "names of methods (default: the whole catalogue)", flag_values=values)
-    absl_flags.DEFINE_list("sides", ["14", "24"], "patches a side (14: N=197, 24: N=577)", flag_values=values)
-    absl_flags.DEFINE_list("widths", ["384", "1024"], "features a token", flag_values=values)
-    absl_flags.DEFINE_list("batches", ["1", "8"], "images at once", flag_values=values)
+    absl_flags.DEFINE_list("sides", ["14", "24"], "patches per side (14: N=197, 24: N=577)", flag_values=values)
+    absl_flags.DEFINE_list("widths", ["384", "1024"], "features per token", flag_values=values)
+    absl_flags.DEFINE_list("batches", ["1", "8"], "batch sizes in images", flag_values=values)
     absl_flags.DEFINE_float("keep", None, "keep ratio (default: each method's own)", flag_values=values)
     absl_flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=values)
 
@@ -38,7 +38,7 @@ def _run(args, config) -> int:
 
     asked = "" if args.keep is None else f", keep {args.keep:g}"
     Console().print(
-        table([_line(row) for row in rows], title=f"milliseconds a call of a method's first reducer{asked}")
+        table([_line(row) for row in rows], title=f"milliseconds per call of a method's first reducer{asked}")
     )
     return 0
 
@@ -58,4 +58,4 @@ def _integers(name: str, values: list[str]) -> list[int]:
     return [int(v) for v in values]
 
 
-COMMAND = Command("bench reducers", "Time every reducer by itself.", _flags, _run)
+COMMAND = Command("bench reducers", "Time every reducer on its own.", _flags, _run)

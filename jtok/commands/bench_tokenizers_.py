@@ -1,4 +1,4 @@
-"""`jtok bench tokenizers`: images a second, encoding and decoding, and how much of the chip's matmul rate that is."""
+"""`jtok bench tokenizers`: images encoded and decoded per second, and the share of the chip's matmul rate reached."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def _flags(values: absl_flags.FlagValues) -> None:
     )
     absl_flags.DEFINE_list("tokenizer", None, text, flag_values=values)
     base_flag(values)
-    absl_flags.DEFINE_list("batch", ["1", "8"], "images at once", flag_values=values)
+    absl_flags.DEFINE_list("batch", ["1", "8"], "batch sizes in images", flag_values=values)
     text = "float32 or bfloat16, for the matmul and for shapes with random weights (default: by machine)"
     absl_flags.DEFINE_string("dtype", None, text, flag_values=values)
-    absl_flags.DEFINE_integer("repeats", 10, "least number of timed calls", flag_values=values, lower_bound=1)
+    absl_flags.DEFINE_integer("repeats", 10, "minimum number of timed calls", flag_values=values, lower_bound=1)
     absl_flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=values)
 
 
 def _run(args, config) -> int:
     if not all(text.isdecimal() for text in args.batch):
-        raise UserError(f"--batch={','.join(args.batch)} is no list of numbers, such as --batch=1,8.")
+        raise UserError(f"--batch={','.join(args.batch)} is not a list of numbers, such as --batch=1,8.")
     if args.dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"the dtype is {args.dtype}; it must be float32 or bfloat16.")
     import jax
@@ -55,7 +55,7 @@ def _run(args, config) -> int:
 
     from jtok.evaluation.sweeps.pareto import table
 
-    title = f"{result['device']}, {dtype}; a large matmul: {result['matmul_tflops']:.4g} TFLOP a second"
+    title = f"{result['device']}, {dtype}; a large matmul: {result['matmul_tflops']:.4g} TFLOP per second"
     Console().print(table([_line(row) for row in result["rows"]], title=title))
     return 0
 

@@ -17,10 +17,10 @@ _FIELDS = {
     "dtype": "float32 or bfloat16",
 }
 _NUMBERS = {
-    "tokens": "visual tokens of a crop that are left",
-    "batch": "prompts at once",
-    "answer": "tokens of an answer",
-    "repeats": "least number of timed rounds",
+    "tokens": "visual tokens to keep per crop",
+    "batch": "batch size in prompts",
+    "answer": "length of an answer in tokens",
+    "repeats": "minimum number of timed rounds",
 }
 
 
@@ -46,7 +46,7 @@ def _run(args, config) -> int:
             config[name] = tuple(value) if name == "methods" else value
     _check(config)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UntrainedWarning)  # said below, as a command says it
+        warnings.simplefilter("ignore", UntrainedWarning)  # reported below, in the form commands use
         result = bench_vlm(config)
     for row in result["rows"]:
         if not row["trained"]:
@@ -78,8 +78,8 @@ def _check(config) -> None:
 def _line(row: dict[str, Any]) -> dict[str, Any]:
     """One method as a line of the table; times with their p10 and p90."""
 
-    def spread(what: str) -> str:
-        return "{:.1f} ({:.1f}-{:.1f})".format(*(row[f"{what}_ms_{q}"] for q in ("median", "p10", "p90")))
+    def spread(metric: str) -> str:
+        return "{:.1f} ({:.1f}-{:.1f})".format(*(row[f"{metric}_ms_{q}"] for q in ("median", "p10", "p90")))
 
     return {
         "method": row["method"],

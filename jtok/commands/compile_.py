@@ -1,4 +1,4 @@
-"""`jtok compile`: compiles what a config trains or asks, for a TPU slice that need not exist here."""
+"""`jtok compile`: compiles a config's training step or inference for a TPU slice, without needing the hardware."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ def _run(args, config) -> int:
 
 
 def _inference(args, config) -> int:
-    """Every program of a benchmark of vision-language models, each said as soon as it is compiled."""
+    """Every program of a benchmark of vision-language models, each reported as soon as it is compiled."""
     from jtok.evaluation.aot.tpu_compile_vlm import compile_inference
 
     what = {"prompt": "reading the prompts", "token": "a token of the answers"}
-    found = []
+    results = []
     for method, program, compiled in compile_inference(config, args.topology):
-        found.append({"method": method, "program": program, **facts(compiled)})
+        results.append({"method": method, "program": program, **facts(compiled)})
         if not args.json:
-            print(f"{method}, {what[program]}\n{_described(found[-1], 'a run')}\n", flush=True)
+            print(f"{method}, {what[program]}\n{_described(results[-1], 'a run')}\n", flush=True)
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(results, indent=1))
     return 0
 
 
@@ -82,12 +82,12 @@ def _described(result: dict[str, Any], run: str) -> str:
     return "\n".join(
         (
             f"{result['topology']}: {result['chips']} chips ({mesh}), batch {result['batch']}",
-            f"memory a chip: {memory['peak'] / GIB:.2f} of {memory['hbm'] / GIB:.0f} GiB "
+            f"memory per chip: {memory['peak'] / GIB:.2f} of {memory['hbm'] / GIB:.0f} GiB "
             f"({memory['arguments'] / GIB:.2f} arguments, {memory['temporaries'] / GIB:.2f} temporary)",
             f"{run}: {result['flops'] / 1e12:.3f} TFLOPs on all chips ({result['macs'] / 1e12:.3f} TMACs)",
-            f"collectives a chip: {sent or 'none'}",
+            f"collectives per chip: {sent or 'none'}",
             f"ESTIMATE by roofline: at least {estimate['seconds'] * 1e3:.3f} ms {run}, bound by {estimate['bound_by']} "
-            f"(ms: {parts}; peak rates of the data sheet, nothing measured)",
+            f"(ms: {parts}; from data-sheet peak rates, nothing measured)",
             f"traced and lowered in {seconds['trace_and_lower']:.1f} s, compiled in {seconds['compile']:.1f} s",
         )
     )

@@ -1,4 +1,4 @@
-"""`jtok detokenize`: a .jtok file becomes a picture again."""
+"""`jtok detokenize`: decodes a .jtok file to an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _flags(values: absl_flags.FlagValues) -> None:
 
 def _run(args, config) -> int:
     if not args.file:
-        raise UserError("there is no file: put it first, such as jtok detokenize photo.jtok.")
+        raise UserError("there is no file: give it first, such as jtok detokenize photo.jtok.")
     source = Path(args.file)
     out = Path(args.out) if args.out else source.with_name(f"{source.stem}_decoded.png")
     if out.suffix.lower() != ".png":
@@ -47,4 +47,4 @@ def _run(args, config) -> int:
     return 0
 
 
-COMMAND = Command("detokenize", "Turn a .jtok file into a picture.", _flags, _run, argument="file")
+COMMAND = Command("detokenize", "Decode a .jtok file to an image.", _flags, _run, argument="file")

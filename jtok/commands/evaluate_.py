@@ -74,13 +74,13 @@ def _run(args, config) -> int:
 
 
 def _left(record) -> str:
-    """How many tokens are left: measured, where the number depends on the image."""
+    """The number of tokens left: measured where it depends on the image."""
     cap = record["cap"]
     return f"{record['tokens']:.1f} (mean, at most {cap})" if record["adaptive"] else str(cap)
 
 
 def _answer(args, name: str, cell, mesh) -> int:
-    """Held-out questions: accuracy in all and of every kind."""
+    """Held-out questions: accuracy overall and per kind."""
     from rich.console import Console
 
     from jtok.commands.options import load_model
@@ -109,7 +109,7 @@ def _answer(args, name: str, cell, mesh) -> int:
         {"kind of question": kind, "accuracy": f"{a:.1%}", "chance": f"{questions.chance[kind]['majority']:.1%}"}
         for kind, a in {**record["kinds"], "all": record["accuracy"]}.items()
     ]
-    Console().print(table(rows, title="chance: the commonest answer of each kind"))
+    Console().print(table(rows, title="chance: always giving the most common answer of each kind"))
     return 0
 
 

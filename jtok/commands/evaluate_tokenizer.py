@@ -1,4 +1,4 @@
-"""The part of `jtok evaluate` that measures a tokenizer: what its images keep at given numbers of tokens."""
+"""The part of `jtok evaluate` that measures a tokenizer: reconstruction quality at given numbers of tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from absl import flags as absl_flags
 
 from jtok.errors import UserError
 
-#: Columns of the table; JSON has the whole names.
+#: Columns of the table; JSON has the full names.
 SHORT = {
     "mean_tokens": "mean",
     "frechet_random_conv": "random conv",
@@ -19,7 +19,7 @@ SHORT = {
 
 
 def tokenizer_evaluation_flags(values: absl_flags.FlagValues) -> None:
-    """--tokenizer and what it is measured with."""
+    """--tokenizer and the flags of its evaluation."""
     text = "measure this tokenizer instead: its file or released directory, or 'shipped'"
     absl_flags.DEFINE_string("tokenizer", None, text, flag_values=values)
     base_flag(values)
@@ -35,22 +35,22 @@ def tokenizer_evaluation_flags(values: absl_flags.FlagValues) -> None:
 
 
 def base_flag(values: absl_flags.FlagValues) -> None:
-    """--base, as all commands that open tokenizers have it."""
+    """--base, shared by all commands that open tokenizers."""
     text = "file of the base tokenizer (ALIT, KARL) or VAE (FlexTok), where the tokenizer's own holds none"
     absl_flags.DEFINE_string("base", None, text, flag_values=values)
 
 
 def parse_counts(texts: list[str] | None) -> tuple[int, ...] | None:
-    """["1", "4"] as numbers. Raises UserError for anything that is no number of tokens."""
+    """["1", "4"] as numbers. Raises UserError for anything that is not a number of tokens."""
     if not texts:
         return None
     if not all(text.strip().isdecimal() and int(text) for text in texts):
-        raise UserError(f"--tokens={','.join(texts)} is no list of numbers, such as --tokens=1,4,16.")
+        raise UserError(f"--tokens={','.join(texts)} is not a list of numbers, such as --tokens=1,4,16.")
     return tuple(int(text) for text in texts)
 
 
 def evaluate(args: Any) -> int:
-    """Prints a table, or JSON, of what held-out images keep."""
+    """Prints a table, or JSON, of the reconstruction quality on held-out images."""
     counts = parse_counts(args.tokens)
     from jtok import compile_cache
     from jtok.evaluation.metrics.inception import Inception
@@ -76,7 +76,7 @@ def evaluate(args: Any) -> int:
     short = [{SHORT.get(name, name): value for name, value in row.items() if name != "codes"} for row in rows]
     Console().print(table(short, title=title))
     if inception is None:
-        print("random conv: Fréchet distance of random convolutions' features, no FID; --inception=FILE gives rFID")
+        print("random conv: Fréchet distance of random convolutions' features, not FID; --inception=FILE gives rFID")
     return 0
 
 

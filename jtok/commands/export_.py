@@ -1,4 +1,4 @@
-"""`jtok export`: weights for other libraries (safetensors), or programs with their plan inside (stablehlo)."""
+"""`jtok export`: weights for other libraries (safetensors), or programs that include their plan (stablehlo)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _flags(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_enum("storage", "float32", storage, "type of tensors (safetensors)", flag_values=values)
     text = "one program for each accelerator, with kernels and a fixed batch (stablehlo)"
     absl_flags.DEFINE_bool("kernels", False, text, flag_values=values)
-    text = "rows at once (stablehlo); 0: any number, or 1 with --kernels"
+    text = "batch size (stablehlo); 0: any number, or 1 with --kernels"
     absl_flags.DEFINE_integer("batch", 0, text, flag_values=values, lower_bound=0)
-    text = "tokens of text that a prompt has room for (stablehlo of --model)"
+    text = "maximum number of text tokens in a prompt (stablehlo of --model)"
     absl_flags.DEFINE_integer("text", 32, text, flag_values=values, lower_bound=1)
 
 
@@ -40,9 +40,9 @@ def _run(args, config) -> int:
     if len(given) != 1:
         raise UserError("give one of --weights=FILE (a tower), --model=DIR and --tokenizer=FILE.")
     if args.method != "none" and (args.format == "safetensors" or args.tokenizer):
-        raise UserError("weights and tokenizers carry no plan: leave --method out, or use --format=stablehlo.")
+        raise UserError("weights and tokenizers carry no plan: omit --method, or use --format=stablehlo.")
     if args.format == "safetensors" and (args.kernels or args.batch):
-        raise UserError("weights carry no kernels and no batch: leave those flags out, or use --format=stablehlo.")
+        raise UserError("weights carry no kernels and no batch: omit those flags, or use --format=stablehlo.")
     out = {"weights": _tower, "model": _question_model, "tokenizer": _tokenizer}[given[0]](args)
     print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return 0
@@ -77,7 +77,7 @@ def _question_model(args) -> Path:
     source = Path(str(importlib.resources.files("jtok") / ASSET)) if args.model == "shipped" else Path(args.model)
     if (source / "checkpoints").is_dir():
         raise UserError(
-            f"'{source}' is the directory of a run: give '{source}/model', which stands there when it ends."
+            f"'{source}' is the directory of a run: give '{source}/model', which is written when the run ends."
         )
     model, options = answer.load(source), parse_options(args.option)
     how = {"method": args.method, "keep": args.keep, "options": options}

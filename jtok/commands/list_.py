@@ -13,7 +13,7 @@ from jtok.flags import Command
 COUNTS = {
     "fixed": "a fixed number of tokens",
     "prefix": "any prefix is a code",
-    "rounds": "more tokens by rounds",
+    "rounds": "more tokens in each round",
     "adaptive": "as many tokens as the image needs",
 }
 BASES = {"none": "on pixels", "vae": "on a frozen VAE", "base": "on a frozen 2-D tokenizer"}
@@ -27,7 +27,7 @@ def _flags(values: absl_flags.FlagValues) -> None:
 
 
 def entries(family: str = "") -> list[dict[str, Any]]:
-    """One plain dict a method, in alphabetical order."""
+    """One plain dict per method, in alphabetical order."""
     from jtok.methods import catalogue
 
     rows = []
@@ -46,14 +46,14 @@ def entries(family: str = "") -> list[dict[str, Any]]:
 
 
 def tokenizer_entries(family: str = "") -> list[dict[str, Any]]:
-    """One plain dict an image tokenizer, in alphabetical order."""
+    """One plain dict per image tokenizer, in alphabetical order."""
     from jtok.tokenizers import registry
 
-    told = ("name", "title", "paper", "family", "training", "counts", "base", "generator", "idea", "kind", "file")
+    fields = ("name", "title", "paper", "family", "training", "counts", "base", "generator", "idea", "kind", "file")
     rows = []
     for entry in registry.tokenizers().values():
         if family in entry.family:
-            row = {name: getattr(entry, name) for name in told}
+            row = {name: getattr(entry, name) for name in fields}
             rows.append(row | {"claims": [vars(claim) for claim in entry.claims]})
     return rows
 
@@ -72,9 +72,8 @@ def _run(args, config) -> int:
     console, width = Console(), max((len(row["name"]) for row in (*rows, *coders)), default=0)
     for row in rows:
         reads = f"; reads {', '.join(row['reads'])}" if row["reads"] else ""
-        adaptive = "; as many tokens as the image asks for" if row["adaptive"] else ""
         trained = {"none": "no training", "optional": "may be trained", "required": "trained"}[row["training"]]
-        adaptive = "; as many tokens as the image asks for" if row["adaptive"] else ""
+        adaptive = "; the number of tokens depends on the image" if row["adaptive"] else ""
         _print(console, row, f"{row['paper']}; {row['family']}, {trained}; {row['site']}{reads}{adaptive}", width)
     if rows and coders:
         console.print()
@@ -83,7 +82,7 @@ def _run(args, config) -> int:
         facts = f"{row['paper']}; {row['family']}, {COUNTS[row['counts']]}, {BASES[row['base']]}; {row['training']}"
         _print(console, row, facts + drawn, width)
     counted = f"{len(rows)} methods, {len(coders)} tokenizers"
-    console.print(f"{counted}; --json gives all that is known of each, --family=vlm those of a family")
+    console.print(f"{counted}; --json gives every field of each, --family=vlm only those of one family")
     return 0
 
 

@@ -35,7 +35,7 @@ def method_flags(values: absl_flags.FlagValues, method: str = "none") -> None:
 
 
 def mesh_flags(values: absl_flags.FlagValues) -> None:
-    """--fsdp and --tensor: over how many devices a model's parameters are spread."""
+    """--fsdp and --tensor: the number of devices a model's parameters are sharded over."""
     text = "devices that share every parameter and gather it when it is used"
     absl_flags.DEFINE_integer("fsdp", 1, text, flag_values=values)
     absl_flags.DEFINE_integer("tensor", 1, "devices that split heads, hidden units and vocabulary", flag_values=values)
@@ -63,14 +63,14 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def described(plan: Plan) -> str:
-    """A plan in words: its method and what was asked of it."""
+    """A plan as text: its method and requested budget."""
     if plan.name == "none":
         return "unreduced"
     return f"{plan.name}, {plan.asked}" if plan.asked else plan.name
 
 
 def tokens_left(count: int, plan: Plan) -> str:
-    """A number of tokens that a plan leaves, as far as it is known before anything is run."""
+    """A number of tokens that a plan leaves, as far as it is known before running."""
     return f"at most {count}" if plan.adaptive else str(count)
 
 
@@ -83,11 +83,11 @@ def tell_if_untrained(plan: Plan, how: str = "--reducer=FILE") -> None:
 
 
 def reduced(model: Any, method: str, *, how: str, **asked: Any) -> Any:
-    """A vision-language model with a method placed in it; an untrained one is told of on stderr."""
+    """A vision-language model with a method placed in it; if it is untrained, stderr says so."""
     from jtok.methods.reduce import UntrainedWarning, reduce
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UntrainedWarning)  # said below, as a command says it
+        warnings.simplefilter("ignore", UntrainedWarning)  # reported below, in the form commands use
         model = reduce(model, method, **asked)
     tell_if_untrained(model.plan, how)
     return model

@@ -67,7 +67,7 @@ def _tell(patterns: list) -> None:
     for p in patterns:
         right = "not asked" if p.accuracy is None else f"{p.accuracy:.2%}"
         what = f"{p.method}, {p.asked}" if p.asked else p.method
-        left = f", {p.tokens:.1f} tokens an image" if p.sites else ""
+        left = f", {p.tokens:.1f} tokens per image" if p.sites else ""
         print(f"{what}: accuracy {right}, {len(p.feature)} images, {len(p.sites)} sites{left}")
 
 
@@ -113,7 +113,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"--keeps={text} is no number: give shares such as 0.7,0.5.") from None
+        raise UserError(f"--keeps={text} is not a number: give shares such as 0.7,0.5.") from None
 
 
 COMMAND = Command(

@@ -1,4 +1,4 @@
-"""`jtok plan`: where a method is placed in a model, how many tokens it leaves and what the rest costs."""
+"""`jtok plan`: where a method is placed in a model, how many tokens it leaves and what the model then costs."""
 
 from __future__ import annotations
 
@@ -141,9 +141,11 @@ def _language(model: str, image: int | None) -> Parts:
     else:
         config = (shipped() if model == "shipped" else describe(model)).config
     if not isinstance(config, VLMConfig) or config.any_size:
-        raise UserError(f"'{model}' has no prompt of fixed size to count: plans are shown of models of LLaVA's shape.")
+        raise UserError(
+            f"'{model}' has no prompt of fixed size to count: `jtok plan` takes models with LLaVA's architecture."
+        )
     if image not in (None, config.tower.image):
-        raise UserError(f"'{model}' reads images of {config.tower.image} pixels: leave --image out.")
+        raise UserError(f"'{model}' reads images of {config.tower.image} pixels: omit --image.")
     inputs, keys = synthetic(config, 1, TEXT), jax.random.split(jax.random.key(0), 1)
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: config.network(nnx.Rngs(0))), nnx.Param))
 
@@ -169,7 +171,9 @@ def _run(args, config) -> int:
     from rich.table import Table
 
     title = f"{described(plan)}, in {args.model} at {result['image']} pixels"
-    view = Table(title=title, caption="patch tokens; special tokens ride along. GFLOPs: a multiply-add is two.")
+    view = Table(
+        title=title, caption="patch tokens only; special tokens are always kept. GFLOPs: a multiply-add counts as two."
+    )
     for column in ("site or stretch", "reducer"):
         view.add_column(column)
     for column in ("tokens in", "tokens out", "GFLOPs"):
@@ -180,7 +184,7 @@ def _run(args, config) -> int:
     view.add_section()
     share = result["gflops"] / result["gflops_unreduced"]
     view.add_row("all", "", "", "", f"{result['gflops']:.3f}")
-    view.add_row(f"unreduced ({share:.0%} of it is left)", "", "", "", f"{result['gflops_unreduced']:.3f}")
+    view.add_row(f"unreduced ({share:.0%} of this remains)", "", "", "", f"{result['gflops_unreduced']:.3f}")
     console = Console()
     console.print(view)
     for line in _said(plan, result):
@@ -189,12 +193,12 @@ def _run(args, config) -> int:
 
 
 def _said(plan: Plan, result: dict[str, Any]) -> list[str]:
-    """Lines below the table: slots, whether counts are caps, whether what is learned was trained."""
+    """Lines below the table: slots, whether counts are caps, whether learned parameters were trained."""
     lines = [f"{slot}: {part}" for slot, part in result["slots"].items()]
     if plan.adaptive:
-        lines.append("adaptive: how many tokens are left depends on the image; counts and GFLOPs are at most these")
+        lines.append("adaptive: the number of tokens left depends on the image; counts and GFLOPs are upper bounds")
     if result["learned"]:
-        lines.append("learned: " + ("trained" if result["trained"] else "not trained, its parameters are random"))
+        lines.append("learned: " + ("trained" if result["trained"] else "untrained, with random parameters"))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Files of `jtok calibrate`: a method and what was found for it, for `--plan=FILE` of other commands."""
+"""Files of `jtok calibrate`: a method and its calibrated options, for `--plan=FILE` of other commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jtok.errors import UserError
 
 def plan_flag(values: absl_flags.FlagValues) -> None:
     """--plan, a file of `jtok calibrate`."""
-    text = "file of `jtok calibrate`: its method and options (--option goes before them, and --keep is left out)"
+    text = "file of `jtok calibrate`: its method and options (--option takes precedence; omit --keep)"
     absl_flags.DEFINE_string("plan", "", text, flag_values=values)
 
 
@@ -32,14 +32,14 @@ def method_of(args: Any) -> tuple[str, dict[str, Any]]:
         return name, {**calibrated, **options}
     names = args.method.split("+")
     if name not in names:
-        raise UserError(f"{args.plan} was calibrated for {name}, not for {args.method}: leave --method away.")
+        raise UserError(f"{args.plan} was calibrated for {name}, not for {args.method}: omit --method.")
     if len(names) > 1:
         calibrated = {f"{name}.{option}": value for option, value in calibrated.items()}
     return args.method, {**calibrated, **options}
 
 
 def read_plan(path: str) -> tuple[str, dict[str, Any]]:
-    """(method, options) of a file. Raises UserError if it cannot be read or is no plan."""
+    """(method, options) of a file. Raises UserError if it cannot be read or is not a plan."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -50,6 +50,6 @@ def read_plan(path: str) -> tuple[str, dict[str, Any]]:
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("options"), dict) or "method" not in content:
         raise UserError(
-            f"{path} is no plan: it should be JSON with a method and options, as `jtok calibrate` writes it."
+            f"{path} is not a plan: it should be JSON with a method and options, as `jtok calibrate` writes it."
         )
     return content["method"], content["options"]

@@ -1,4 +1,4 @@
-"""`jtok show`: draws which tokens a method keeps or merges, or a picture at 1, 2, 4, ... tokens of a tokenizer."""
+"""`jtok show`: draws which tokens a method keeps or merges, or an image at 1, 2, 4, ... tokens of a tokenizer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def _flags(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("image", "", "image file (default: a held-out example)", flag_values=values)
     absl_flags.DEFINE_integer("index", 0, "which held-out example", flag_values=values, lower_bound=0)
     absl_flags.DEFINE_string("reducer", "", "safetensors file of a trained reducer", flag_values=values)
-    absl_flags.DEFINE_string("out", "show.png", "picture to write", flag_values=values)
-    text = "draw a picture at 1, 2, 4, ... tokens of this tokenizer instead: its file, or 'shipped'"
+    absl_flags.DEFINE_string("out", "show.png", "figure to write", flag_values=values)
+    text = "draw an image at 1, 2, 4, ... tokens of this tokenizer instead: its file, or 'shipped'"
     absl_flags.DEFINE_string("tokenizer", None, text, flag_values=values)
     base_flag(values)
-    text = "PSNR that the adaptive rule of the tokenizer is asked for"
+    text = "target PSNR of the tokenizer's adaptive rule"
     absl_flags.DEFINE_string("quality", "28dB", text, flag_values=values)
 
 
@@ -49,7 +49,7 @@ def _run(args, config) -> int:
 
 
 def _prefixes(args) -> int:
-    """The picture of a tokenizer at growing numbers of tokens."""
+    """Draws an image at growing numbers of a tokenizer's tokens."""
     from jtok import compile_cache
     from jtok.commands.tokenize_ import parse_quality
     from jtok.data.photographs import PHOTOGRAPHS, photograph
@@ -80,7 +80,7 @@ def _prefixes(args) -> int:
 
 COMMAND = Command(
     "show",
-    "Draw which tokens a method keeps, or a picture at growing numbers of tokens.",
+    "Draw which tokens a method keeps, or an image at growing numbers of tokens.",
     _flags,
     _run,
     config="optional",

@@ -1,4 +1,4 @@
-"""What a plan holds beside its sites, in words."""
+"""Text descriptions of what a plan holds besides its sites."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def _run(args, config) -> int:
 
 
 def _study(config, workdir: str, command: str):
-    """What runs, tells and reports the sweep that `config.task` asks for."""
+    """The study that runs and reports the sweep that `config.task` asks for."""
     if config.get("task") != "rate_distortion":
         from jtok.evaluation.sweeps.study import Study
 

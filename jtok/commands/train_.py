@@ -1,4 +1,4 @@
-"""`jtok train`: trains what a config says; the same command again goes on where it stopped."""
+"""`jtok train`: trains what a config describes; the same command resumes a stopped run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _run(args, config) -> int:
 
 
 def _export(task, params, path: str, workdir: str) -> str:
-    """Writes the trained model: a safetensors file, or for one that answers a Hugging Face directory."""
+    """Writes the trained model: a safetensors file, or a Hugging Face directory for a vision-language model."""
     from jtok.tokenizers.files import save_tokenizer
     from jtok.training.tasks.question_model import save_model
     from jtok.training.tasks.registry import TOKENIZERS

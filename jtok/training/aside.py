@@ -1,4 +1,4 @@
-"""Losses beside the loss: parts of the parameters that follow a rule of their own, in the same step.
+"""Auxiliary losses: parts of the parameters that follow a rule of their own, in the same step.
 
 What the training loop minimises is one scalar. A term that shall move only some of the parameters (a discriminator)
 stops its gradient at all others; added by `aside` it leaves the value of the loss as it is.

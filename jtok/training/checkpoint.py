@@ -183,7 +183,7 @@ class Checkpoints:
 
     def _older(self, step: int) -> str:
         older = [s for s in self._manager.all_steps() if s < step]
-        return f"delete that directory to go on from step {max(older)}" if older else "choose another directory"
+        return f"delete that directory to resume from step {max(older)}" if older else "choose another directory"
 
     @contextmanager
     def _explained(self, what: str, path: Path, remedy: str = "") -> Iterator[None]:
@@ -203,7 +203,7 @@ class Checkpoints:
 def load_params(workdir: str | Path, like: PyTree[Array]) -> tuple[PyTree[Array], int]:
     """The newest parameters of the run in `workdir` (averaged ones where it kept an average), and their step.
 
-    like: a tree of arrays with their names, shapes and types, such as `task.init` makes. A run may go on meanwhile.
+    like: a tree of arrays with their names, shapes and types, such as `task.init` makes. A run may continue meanwhile.
     Raises UserError if there is no checkpoint, or none that fits.
     """
     directory = Path(workdir).absolute() / "checkpoints"

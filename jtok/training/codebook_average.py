@@ -45,7 +45,9 @@ class CodebookAverage:
         """(code of all latents, with its losses; what assigns the averages, worth zero)."""
         z = net.latents(images)
         book = Codebook(*(params["state"][name] for name in ("codes", "count", "total")))
-        found = self.vq(z, book, train=True)
-        new = self.vq.update(book, z, found.indices, key)
+        quantized = self.vq(z, book, train=True)
+        new = self.vq.update(book, z, quantized.indices, key)
         beside = sum(assign(getattr(book, name), getattr(new, name)) for name in ("codes", "count", "total"))
-        return Code(found.values, found.indices, jnp.full(z.shape[0], z.shape[1], jnp.int32), found.losses), beside
+        return Code(
+            quantized.values, quantized.indices, jnp.full(z.shape[0], z.shape[1], jnp.int32), quantized.losses
+        ), beside

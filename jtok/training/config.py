@@ -24,16 +24,16 @@ def plan_options(plan: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def flat_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with those of one of several methods as `fastv.layer`, since a config's keys hold no points."""
+    """Options with those of one of several methods as `fastv.layer`, since a config's keys cannot contain dots."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        own = name in method.split("+") and isinstance(value, Mapping)
-        flat |= {f"{name}.{option}": v for option, v in value.items()} if own else {name: value}
+        is_nested = name in method.split("+") and isinstance(value, Mapping)
+        flat |= {f"{name}.{option}": v for option, v in value.items()} if is_nested else {name: value}
     return flat
 
 
 def default_train_config() -> ml_collections.ConfigDict:
-    """A config with `seed`, `mesh` and `train`; experiments add their own sections beside them."""
+    """A config with `seed`, `mesh` and `train`; experiments add their own sections."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     # all devices form a mesh data x fsdp x tensor, data taking what is left (see jtok.sharding)

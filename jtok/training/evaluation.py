@@ -35,7 +35,7 @@ class Evaluator:
         return sums, jnp.sum(valid)
 
     def __call__(self, params: PyTree[Array]) -> dict[str, float]:
-        """Mean over all valid rows of every metric. Raises UserError if there is no such row."""
+        """Mean over all valid rows of every metric. Raises UserError if there are none."""
         with jax.set_mesh(self.mesh):
             return self._mean(params)
 
@@ -55,5 +55,5 @@ class Evaluator:
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         if not count:
-            raise UserError("the evaluation data hold no rows: give at least one")
+            raise UserError("the evaluation data have no rows: give at least one")
         return {name: total / count for name, total in totals.items()}

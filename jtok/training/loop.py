@@ -31,7 +31,7 @@ from jtok.training.task import DataIterator, Task
 def train(config: ml_collections.ConfigDict, workdir: str | Path, task: Task, *, progress: bool = True) -> TrainState:
     """Trains `task` for `config.train.steps` updates in `workdir` and returns the final state.
 
-    A run that was killed, or stopped by a signal, goes on from its newest checkpoint when called again, and on CPU
+    A run that was killed, or stopped by a signal, resumes from its newest checkpoint when called again, and on CPU
     with the same number of cores ends with the same bits as an uninterrupted one. `workdir` receives `config.json`,
     `versions.json`, `metrics.csv`, `tensorboard/` and `checkpoints/<step>/`. Progress goes to stderr.
 
@@ -71,7 +71,7 @@ def _prepare(config, mesh: Mesh, workdir: Path, task: Task, stack: ExitStack, pr
     report = stack.enter_context(ProgressReport(train.steps, start, train.batch, shown=progress and leads))
     stop = stack.enter_context(StopRequest())
     if start:
-        report.say(f"{'going on from' if start < train.steps else 'finished already at'} step {start} in {workdir}")
+        report.say(f"{'resuming from' if start < train.steps else 'finished already at'} step {start} in {workdir}")
     for change in changes:
         report.say(f"the config differs from the one recorded in {workdir}: {change}")
     results = shardings(state, mesh), whole(mesh)
@@ -99,7 +99,7 @@ def _fresh_state(config, mesh: Mesh, task: Task) -> tuple[TrainState, tuple[str,
 
 
 def _host() -> jax.Device | None:
-    """The processor beside the accelerators; None, the default device, where JAX was told to leave it alone."""
+    """The CPU next to the accelerators; None, the default device, where JAX is configured without it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -190,7 +190,7 @@ class _Run:
         good = f"the last good checkpoint is {self.checkpoints.path(latest)}" if latest else "no checkpoint yet"
         raise UserError(
             f"training diverged at step {step} (loss {loss}, gradient norm {norm}; {good}): "
-            "lower config.train.lr, lengthen config.train.warmup or look at the data"
+            "lower config.train.lr, lengthen config.train.warmup or check the data"
         )
 
     def _log_training(self, metrics: dict[str, Array], speed: Speed) -> None:

@@ -58,9 +58,9 @@ def _part(train: ml_collections.ConfigDict, part: ml_collections.ConfigDict, mas
     if part.get("assign"):
         return optax.sgd(1.0)
     start = part.get("start", 0)
-    own = {"lr": part.get("lr", train.lr), "steps": train.steps - start}
-    own["min_lr"] = train.min_lr * own["lr"] / train.lr
-    inner = _whole(ml_collections.ConfigDict({**train.to_dict(), **own}), mask)
+    settings = {"lr": part.get("lr", train.lr), "steps": train.steps - start}
+    settings["min_lr"] = train.min_lr * settings["lr"] / train.lr
+    inner = _whole(ml_collections.ConfigDict({**train.to_dict(), **settings}), mask)
     return optax.conditionally_mask(inner, lambda step: step >= start)
 
 

@@ -68,15 +68,15 @@ class ProgressReport:
         """rate: images per second, None if not yet known."""
         note = f"loss {loss:.4f}"
         if rate:
-            left = timedelta(seconds=round((self._steps - step) * self._batch / rate))
-            note += f"  {rate:.0f} images/s  {left} left"
+            remaining = timedelta(seconds=round((self._steps - step) * self._batch / rate))
+            note += f"  {rate:.0f} images/s  {remaining} left"
         if self._bar:
             self._bar.update(self._row, completed=step, note=note)
         else:
             self.say(f"step {step}/{self._steps}  {note}")
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Prints a separate line."""
         if self._bar:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self._shown:

@@ -1,4 +1,4 @@
-"""What a run leaves behind so that it can be told apart later: its config, versions and commit."""
+"""What a run records so that it can be identified later: its config, versions and commit."""
 
 import importlib.metadata
 import json
@@ -19,7 +19,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def make_workdir(workdir: str | os.PathLike) -> Path:
-    """The run's directory, made if need be. Raises UserError if nothing can be written there."""
+    """The run's directory, created if needed. Raises UserError if nothing can be written there."""
     path = Path(workdir).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Stopping a run politely: SIGTERM and Ctrl-C finish the step, save, and leave."""
+"""Stopping a run cleanly: SIGTERM and Ctrl-C finish the step, save, and exit."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ import jax
 
 
 class Stopped(Exception):
-    """The run was asked to stop, has saved, and can be taken up by the same command.
+    """The run was asked to stop, has saved, and can be resumed by the same command.
 
     `exit_code` (75, `EX_TEMPFAIL` of sysexits.h: try again later) is what the command line exits with.
     """
@@ -16,7 +16,9 @@ class Stopped(Exception):
     exit_code = 75
 
     def __init__(self, reason: str, step: int, checkpoint: Path):
-        super().__init__(f"stopped by {reason} after step {step}, saved in {checkpoint}: the same command goes on")
+        super().__init__(
+            f"stopped by {reason} after step {step}, saved in {checkpoint}: the same command resumes the run"
+        )
         self.step = step
         self.checkpoint = checkpoint
 

@@ -8,11 +8,11 @@ from jtok.files import whole
 
 
 def write_whole(path: str | os.PathLike, data: bytes) -> Path:
-    """Writes beside `path`, then renames. Raises UserError when nothing can be written there."""
+    """Writes a temporary file next to `path`, then renames it. Raises UserError when nothing can be written there."""
     path = Path(path)
     try:
-        with whole(path) as beside:
-            beside.write_bytes(data)
+        with whole(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise UserError(f"cannot write {path}: choose another place ({error.strerror}).") from error
     return path

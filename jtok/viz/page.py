@@ -61,7 +61,7 @@ class Cell:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "", texts: int = 1) -> str:
-    """A sortable table; the first `texts` columns are text and stand left."""
+    """A sortable table; the first `texts` columns are text, aligned left."""
     top = "".join(
         f'<th class="text">{html.escape(h)}</th>' if i < texts else f"<th>{html.escape(h)}</th>"
         for i, h in enumerate(heads)
@@ -73,7 +73,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str 
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML document that needs nothing beside itself."""
+    """A whole HTML document that needs no other file."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -88,7 +88,7 @@ def section(head: str, body: str) -> str:
 
 
 def picture_html(caption: str, picture: Image.Image | Figure) -> str:
-    """A picture inside the page, with its caption."""
+    """A figure embedded in the page, with its caption."""
     if isinstance(picture, Figure):
         data = figure_png(picture)
     else:

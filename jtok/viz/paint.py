@@ -27,7 +27,7 @@ def enlarge(image: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[np.ndarray, "
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"a picture is drawn from a uint8 [H,W,3] image, not {image.dtype} {list(image.shape)}.")
+        raise UserError(f"a figure is drawn from a uint8 [H,W,3] image, not {image.dtype} {list(image.shape)}.")
     longest = max(image.shape[:2])
     if longest > side:
         height, width = (max(1, round(n * side / longest)) for n in image.shape[:2])

@@ -136,7 +136,7 @@ def _panel(
 
 
 def _legend_entries(*panels: Axes) -> tuple[list[Any], list[str]]:
-    """Every line once, the best at its smallest keep ratio first, as the lines lie in the picture."""
+    """Every line once, the best at its smallest keep ratio first, in the order of the lines in the plot."""
     found = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     order = sorted(found, key=lambda name: (name != "unreduced", -found[name].get_ydata()[-1], name))
     return [found[name] for name in order], order

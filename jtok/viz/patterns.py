@@ -20,7 +20,7 @@ def draw_patterns(
 ) -> Figure:
     """Maps in a row (one colour scale from 0 to 1: the share of images that keep a patch), tables of agreement below.
 
-    tables: title -> (names of methods, how alike each two are, 0 to 1). Raises UserError when there are no maps.
+    tables: title -> (names of methods, similarity of each pair, 0 to 1). Raises UserError when there are no maps.
     """
     if not maps or not tables:
         raise UserError("there is nothing to draw: give at least one map and one table.")

@@ -79,7 +79,7 @@ def write_report(
         f"<h1>{html.escape(title)}</h1>",
         picture_html("quality against bits per pixel, means over held-out photographs", figure),
         section("Means over photographs", _table(points, POINT, CAPTION)),
-        section("Do adaptive counts follow how complex a picture is?", _table(counts, list(counts[0]), COUNTS)),
+        section("Do adaptive counts follow image complexity?", _table(counts, list(counts[0]), COUNTS)),
         section("Every photograph", _table(records, ("photograph", "bytes", *POINT), CAPTION)),
         section("How this was made", provenance(config, command, versions, commit)),
     ]

@@ -1,4 +1,4 @@
-"""One HTML file that holds a sweep: tables, plots, pictures, claims beside measurements, and how it was made."""
+"""One HTML file that holds a sweep: tables, plots, figures, the papers' claims and measurements, and provenance."""
 
 from __future__ import annotations
 
@@ -74,18 +74,20 @@ def write_report(
 
 
 def accuracy_table(records: Sequence[Record]) -> str:
-    """Methods down, keep ratios across; the best reducer of every column is bold, the unreduced model stands first."""
+    """Methods down, keep ratios across; the best reducer of every column is bold, the unreduced model comes first."""
     lines = group_lines(records)
     keeps = sorted({r["keep"] for r in records if r["method"] != "none"}, key=lambda keep: -(keep or 0))
-    found = {(name, r.get("keep")): r.get("accuracy") for name, rs in lines.items() for r in rs}
+    accuracies = {(name, r.get("keep")): r.get("accuracy") for name, rs in lines.items() for r in rs}
     reducers = [name for name in lines if name != "unreduced"]
-    best = {k: max((found[n, k] for n in reducers if found.get((n, k)) is not None), default=None) for k in keeps}
+    best = {
+        k: max((accuracies[n, k] for n in reducers if accuracies.get((n, k)) is not None), default=None) for k in keeps
+    }
     rows = []
     if "unreduced" in lines:
         whole = lines["unreduced"][0].get("accuracy")
         rows.append([Cell("unreduced", kind="text"), *[_percent(whole)] * len(keeps)])
     for name in reducers:
-        cells = [found.get((name, k)) for k in keeps]
+        cells = [accuracies.get((name, k)) for k in keeps]
         rows.append([Cell(name, kind="text")] + [_percent(a, a == best[k]) for a, k in zip(cells, keeps, strict=True)])
     heads = ["method", *(_ratio(k) if k is None else f"keep {k:g}" for k in keeps)]
     return table(
@@ -110,7 +112,7 @@ def cost_table(records: Sequence[Record]) -> str:
 
 
 def claims_table(claims: Mapping[str, Sequence[Claim]], records: Sequence[Record]) -> str:
-    """What the papers report on their models, beside what was measured on this one."""
+    """What the papers report on their models, next to what was measured on this one."""
     measured: dict[str, list[str]] = {}
     for name, members in group_lines(records).items():
         suffix = name.removeprefix(str(members[0]["method"])).strip()
@@ -133,7 +135,7 @@ def claims_table(claims: Mapping[str, Sequence[Claim]], records: Sequence[Record
         "GMACs claimed",
         "here, keep: accuracy %",
     )
-    told = "Other model, other data: the two say whether the trend agrees, not whether the number does."
+    told = "Different model, different data: compare the trends, not the numbers."
     return table(heads, rows, caption=told, texts=4)
 
 
@@ -148,7 +150,7 @@ def methods_table(records: Sequence[Record]) -> str:
 
 
 def run_lengths(counts: Sequence[int] | None) -> str:
-    """[64, 64, 32] -> "64 x2, 32": the tokens after each block, equal ones told once."""
+    """[64, 64, 32] -> "64 x2, 32": the tokens after each block, runs of equal counts written once."""
     groups = [(value, len(list(group))) for value, group in itertools.groupby(counts or [])]
     return ", ".join(f"{value:g} \N{MULTIPLICATION SIGN}{n}" if n > 1 else f"{value:g}" for value, n in groups)
 

@@ -162,7 +162,7 @@ def _font(bold: bool) -> ImageFont.FreeTypeFont:
 
 
 def _sheet(rows: list[list[tuple[Image.Image, list[str], str]]], title: str, key: str) -> Image.Image:
-    """Panels in rows and columns on white, each under its two lines of text; the key stands at the foot."""
+    """Panels in rows and columns on white, each under its two lines of text; the key is at the bottom."""
     columns = max(map(len, rows), default=0)
     texts = [
         max([_font(True).getlength(t) for row in rows if c < len(row) for t in row[c][1]] + [0]) for c in range(columns)

@@ -83,7 +83,7 @@ def test_the_command(tmp_path, capsys):
     assert [row["tokens"] for row in found["rows"]] == [1, 4] and found["side"] == 16 and found["inception"] is None
     for more, message in (
         ("--tokens=5", "5 tokens are requested; this tokenizer has 1 to 4"),
-        ("--tokens=two", "is no list of numbers"),
+        ("--tokens=two", "is not a list of numbers"),
         ("--path=x", "takes no --path"),
         ("--data=folder", "give the directory"),
         (f"--inception={path}", "not the Inception network of FID"),

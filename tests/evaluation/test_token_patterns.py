@@ -156,7 +156,7 @@ def test_questions_of_a_benchmark_are_read_and_not_judged(tmp_path, capsys):
 def test_patterns_refuse_what_is_no_pattern(tmp_path, capsys):
     for argv, said in (
         (["--method=topkk"], "topkk"),
-        (["--method=topk", "--keeps=half"], "--keeps=half is no number"),
+        (["--method=topk", "--keeps=half"], "--keeps=half is not a number"),
         (["--method=downsample-image", "--images=4"], "resizes the image"),
     ):
         assert cli.main(["patterns", f"--workdir={tmp_path}", *argv]) == 2

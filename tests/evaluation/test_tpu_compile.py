@@ -133,7 +133,7 @@ def test_reading_and_answering_of_a_reduced_model_on_four_chips(capsys):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--config.model=elsewhere"], "'elsewhere' is no preset"),
+        (["--config.model=elsewhere"], "'elsewhere' is not a preset"),
         (["--config.batch=3", "--config.mesh.tensor=1"], "a batch of 3 prompts does not divide into the 4 parts"),
     ],
 )

@@ -55,7 +55,7 @@ def test_three_preemptions_end_with_the_parameters_of_none(toy, tmp_path, seed):
     assert len(sweep.attempts("preempted")) == 4 and len(sweep.attempts("whole")) == 1
     log = (workdir / "log.txt").read_text()
     stops = re.findall(r"stopped by SIGTERM after step (\d+)", log)
-    assert len(stops) == 3 and re.findall(r"going on from step (\d+)", log) == stops
+    assert len(stops) == 3 and re.findall(r"resuming from step (\d+)", log) == stops
     with np.load(sweep.results / "whole" / "final.npz") as expected, np.load(workdir / "final.npz") as found:
         assert set(expected.files) == set(found.files)
         for name in expected.files:

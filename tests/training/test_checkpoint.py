@@ -90,7 +90,7 @@ def test_a_truncated_or_missing_file_is_named(tmp_path, capfd):
             content = path.read_bytes()
             for damage in (lambda path, half: path.write_bytes(half), lambda path, half: path.unlink()):
                 damage(path, content[: len(content) // 2])
-                with pytest.raises(UserError, match="delete that directory to go on from step 2 ") as error:
+                with pytest.raises(UserError, match="delete that directory to resume from step 2 ") as error:
                     checkpoints.restore(5, state)
                 assert f"cannot read the checkpoint {tmp_path / '5'}: " in str(error.value), path
                 assert "\n" not in str(error.value)

@@ -98,7 +98,7 @@ def test_killed_twice_and_terminated_once_ends_with_the_same_bits(uninterrupted,
     process = start(tmp_path, cache)
     _, error = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, error
-    assert "going on from step" in error
+    assert "resuming from step" in error
     with np.load(whole / "final.npz") as expected, np.load(tmp_path / "final.npz") as found:
         assert set(expected.files) == set(found.files)
         for name in expected.files:
@@ -141,7 +141,7 @@ def test_two_processes_stop_at_one_step_and_go_on(tmp_path):
     stops = [re.search(r"stopped by preemption after step (\d+)", error) for error in errors]
     assert stops[0] and stops[1] and stops[0][1] == stops[1][1]
     errors = [process.communicate(timeout=LIMIT)[1] for process in both()]
-    assert f"going on from step {stops[0][1]}" in errors[0], errors
+    assert f"resuming from step {stops[0][1]}" in errors[0], errors
     train(small_config(steps=60, ema=0.99), tmp_path / "one", Digits(width=4000), progress=False)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert without_times(one).keys() == without_times(two).keys()

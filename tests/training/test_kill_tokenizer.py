@@ -38,7 +38,7 @@ def test_killed_and_started_again_it_writes_the_same_model(tmp_path):
     again = start(tmp_path / "again", tmp_path / "cache")
     _, error = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, error
-    assert "going on from step" in error
+    assert "resuming from step" in error
     one, two = (tmp_path / name / "model.safetensors" for name in ("whole", "again"))
     assert one.read_bytes() == two.read_bytes()
     expected, found = (without_times(rows(tmp_path / name)) for name in ("whole", "again"))

@@ -270,5 +270,5 @@ def test_evaluation_counts_each_valid_row_once():
     padded, valid = pad_rows({"x": np.arange(2), "valid": np.array([True, False])}, 4)
     assert valid.tolist() == [True, False, False, False] == padded["valid"].tolist()
     Rows.eval_data = lambda self: iter(())
-    with pytest.raises(UserError, match="hold no rows"):
+    with pytest.raises(UserError, match="have no rows"):
         Evaluator(Rows())({"scale": jnp.float32(2.0)})

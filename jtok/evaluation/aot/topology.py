@@ -49,7 +49,7 @@ class Slice:
 def describe(topology: str, *, fsdp: int = 1, tensor: int = 1) -> Slice:
     """The slice that `topology` names, such as `v5e:16x16` or `v5p:4x4x4`, with its chips in a mesh.
 
-    Raises UserError for a name that is no topology or is not offered, for a mesh that does not divide its chips, and
+    Raises UserError for a name that is not a topology or is not offered, for a mesh that does not divide its chips, and
     where libtpu is not installed.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
@@ -59,10 +59,10 @@ def describe(topology: str, *, fsdp: int = 1, tensor: int = 1) -> Slice:
     if chip in ("v5e", "v6e") and shape not in _FLAT:
         raise UserError(f"there is no topology '{topology}': {chip} comes as {', '.join(_FLAT)}.")
     # one device a chip, as JAX has it on such a machine
-    more = {"chip_config_name": "megacore"} if chip == "v4" else {}
+    extra = {"chip_config_name": "megacore"} if chip == "v4" else {}
     try:
         with _silent():
-            devices = _devices(topology, more)
+            devices = _devices(topology, extra)
     except (ImportError, FileNotFoundError):
         raise UserError("compiling for a TPU needs the libtpu wheel: pip install 'jtok[tpu]'.") from None
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError, NotImplementedError) as error:
@@ -70,16 +70,16 @@ def describe(topology: str, *, fsdp: int = 1, tensor: int = 1) -> Slice:
     return Slice(topology, CHIPS[chip], LINKS[chip], make_mesh(fsdp, tensor, devices))
 
 
-def _devices(topology: str, more: dict[str, Any]) -> list[Any]:
+def _devices(topology: str, extra: dict[str, Any]) -> list[Any]:
     # libtpu looks for a cloud machine's metadata and takes a lock on the chip; there is neither here.
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         os.environ.setdefault(name, "1")
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **extra).devices
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing reaches stderr: libtpu writes there, below Python, that it stands on no TPU machine."""
+    """Nothing reaches stderr: libtpu writes there, below Python, that it is not on a TPU machine."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

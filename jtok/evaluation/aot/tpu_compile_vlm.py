@@ -39,11 +39,11 @@ def compile_inference(config: ml_collections.ConfigDict, topology: str) -> Itera
     """(method, "prompt" or "token", the program) of `config.batch` prompts at the shape of the preset `config.model`.
 
     prompt: from pixels to the logits of the answer's first token. token: the next token of all answers, at the length
-    of caches that reading leaves. Raises UserError for a model that is no preset, a batch that the mesh does not
+    of caches that reading leaves. Raises UserError for a model that is not a preset, a batch that the mesh does not
     divide, a topology that does not exist, and a program that does not fit a chip's memory.
     """
     if config.model not in presets():
-        raise UserError(f"'{config.model}' is no preset: compile one of {', '.join(presets())}, for shapes alone.")
+        raise UserError(f"'{config.model}' is not a preset: compile one of {', '.join(presets())}.")
     part = describe(topology, **mesh_sizes(config))
     parts = row_parts(part.mesh)
     if config.batch % parts:

@@ -87,7 +87,7 @@ def compile_program(
     """Compiles `program(*arguments)` for a slice.
 
     arguments: shapes with the shardings of the slice's mesh. batch: examples a run. rows: of the (micro-)batch, which
-    the mesh cuts in `parts`. held: those of the arguments whose largest arrays are told, by kind. what, remedy: words
+    the mesh cuts in `parts`. held: those of the arguments whose largest arrays are listed, by kind. what, remedy: words
     of the sentence for a program that does not fit. jit: options of `jax.jit`. Raises UserError with that sentence.
     """
     began = time.perf_counter()

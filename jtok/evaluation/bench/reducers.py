@@ -46,7 +46,7 @@ def bench_reducers(
 ) -> list[dict[str, Any]]:
     """Milliseconds of each method's first reducer: N = side^2 + 1 tokens of `width` features, median and p10-p90.
 
-    A method that has no reducer (it resizes the image) has no row. In front of learned reducers stand fresh parameters.
+    A method that has no reducer (it resizes the image) has no row. Learned reducers get freshly initialized parameters.
     """
     rows = []
     for method in methods:
@@ -70,15 +70,15 @@ def bench_reducers(
 
 
 def _kept(tokens: Tokens):
-    """What a model goes on with; the owner map is only made for pictures."""
+    """The tensors a model continues with; the owner map is only computed for figures."""
     return tokens.x, tokens.size
 
 
 def _of(plan: Plan, target: Target) -> dict[str, Any]:
     """What was asked of a plan, and the patches that it leaves: a cap where the number depends on the image."""
     counts = plan.counts(target.patches)
-    left = counts[-1][2] if counts else target.patches
-    return {"asked": plan.asked, "adaptive": plan.adaptive, "trained": not plan.untrained, "cap": left}
+    remaining = counts[-1][2] if counts else target.patches
+    return {"asked": plan.asked, "adaptive": plan.adaptive, "trained": not plan.untrained, "cap": remaining}
 
 
 def bench_model(

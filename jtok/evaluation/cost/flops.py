@@ -51,7 +51,7 @@ class FlopCount:
     """What one call costs. `flops = matmul + elementwise + other + kernel`; bytes in bytes; nothing in thousands.
 
     `by_scope` maps each `jax.named_scope` path ("tower.block.3/attention"; "" = outside all) to the cost of the
-    equations that stand in it directly, `by_primitive` does the same for primitives. `unbounded_loops` holds the scope
+    equations directly in it, `by_primitive` does the same for primitives. `unbounded_loops` holds the scope
     paths of loops counted once, `unstated_kernels` the names of Pallas calls without a cost estimate, `uncounted` the
     primitives without a rule.
     """
@@ -81,7 +81,7 @@ class FlopCount:
         return self.macs / 1e9
 
     def within(self, scope: str) -> Cost:
-        """The cost of a scope and all below it, wherever it stands: `within("tower.block.3")`. Zero if absent."""
+        """The cost of a scope and all below it, wherever it occurs: `within("tower.block.3")`. Zero if absent."""
         return _sum(cost for path, cost in self.by_scope.items() if below(path, scope))
 
 

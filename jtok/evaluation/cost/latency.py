@@ -58,7 +58,7 @@ def measure(
         fn: returns a pytree of arrays; each call is timed until all of them are ready.
         repeats: least number of timed calls, at least 1.
         warmup: untimed calls before (the first compiles), at least 1.
-        min_seconds: timing goes on until this much time, in seconds, has been spent in timed calls.
+        min_seconds: timing continues until this much time, in seconds, has been spent in timed calls.
 
     Raises:
         UserError: `repeats` or `warmup` below 1.

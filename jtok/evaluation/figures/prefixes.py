@@ -24,25 +24,25 @@ def draw_prefixes(codec: Codec, picture: UInt8[np.ndarray, "H W 3"], quality: fl
     and a map of its counts; one sentence about those). Raises UserError for a quality out of range.
     """
     check_quality(quality)
-    found = codec.analyse(picture)
-    counts, most = found.at_quality(quality), codec.lengths[-1]
+    analysis = codec.analyse(picture)
+    counts, most = analysis.at_quality(quality), codec.lengths[-1]
     panels: list[tuple[str, Any]] = [("picture", picture)]
     steps = [2**i for i in range(most.bit_length()) if codec.lengths[0] <= 2**i < most] + [most]
     for tokens in steps:
-        each = np.full(found.tiling.count, tokens, np.int32)
-        panels.append(_decoded(codec, picture, found, each, f"{tokens} token{'s'[: tokens > 1]} a tile"))
-    span = f"{counts.min()} to {counts.max()}" if found.tiling.count > 1 else str(counts[0])
-    title, again = _decoded(codec, picture, found, counts, f"{quality:g} dB asked for: {span} tokens")
+        each = np.full(analysis.tiling.count, tokens, np.int32)
+        panels.append(_decoded(codec, picture, analysis, each, f"{tokens} token{'s'[: tokens > 1]} per tile"))
+    span = f"{counts.min()} to {counts.max()}" if analysis.tiling.count > 1 else str(counts[0])
+    title, again = _decoded(codec, picture, analysis, counts, f"{quality:g} dB asked for: {span} tokens")
     panels.append((title, again))
-    missed = int(found.missed(quality).sum())
+    missed = int(analysis.missed(quality).sum())
     said = f"{title.replace(chr(10), ', ')}; {counts.mean():.1f} tokens on average in {len(counts)} tiles"
     said += f", {missed} of which do not reach it" if missed else ""
-    figure = _figure(panels, counts.reshape(found.tiling.rows, found.tiling.columns), most)
+    figure = _figure(panels, counts.reshape(analysis.tiling.rows, analysis.tiling.columns), most)
     return figure, said
 
 
-def _decoded(codec: Codec, picture, found, counts, title: str) -> tuple[str, np.ndarray]:
-    container = codec.container(found.tiling, found.ids, counts)
+def _decoded(codec: Codec, picture, analysis, counts, title: str) -> tuple[str, np.ndarray]:
+    container = codec.container(analysis.tiling, analysis.ids, counts)
     again = codec.decode(container)
     bits = 8 * len(pack(container)) / (picture.shape[0] * picture.shape[1])
     return f"{title}\n{bits:.3f} bits per pixel, {psnr(picture[None] / 255, again[None] / 255)[0]:.2f} dB", again

@@ -23,7 +23,7 @@ def draw_reading(model: Any, inputs: Any, reading: Any, *, title: str = "") -> I
     the first crops are drawn. Raises UserError for a batch and for a prompt without an image.
     """
     if inputs.pixels is None or inputs.pixels.shape[0] != 1:
-        raise UserError("a picture is drawn of one prompt with an image.")
+        raise UserError("a figure is drawn of one prompt with an image.")
     crops, rows = inputs.pixels.shape[1], []
     for crop in range(min(crops, MOST_CROPS)):
         seen, grid, there = _picture(np.asarray(inputs.pixels[0, crop]), _size(inputs, crop), model.processor.settings)

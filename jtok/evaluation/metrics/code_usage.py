@@ -38,7 +38,7 @@ class CodeUsage:
 
 
 def code_usage(indices: Int[np.ndarray, "..."], size: int) -> CodeUsage:
-    """Of all indices at hand; raises UserError if one is outside [0, size) or there is none."""
+    """Of all given indices; raises UserError if one is outside [0, size) or there is none."""
     flat = np.asarray(indices).reshape(-1)
     if not flat.size or flat.min() < 0 or flat.max() >= size:
         raise UserError(f"indices must be in [0, {size}) and at least one; leave padding out.")

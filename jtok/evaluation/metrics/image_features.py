@@ -1,4 +1,4 @@
-"""Features of images without any weights, for a Fréchet distance where FID's network is not at hand: it is no FID."""
+"""Features of images without any weights, for a Fréchet distance where FID's network is unavailable: it is not FID."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def in_batches(
 ) -> Float[np.ndarray, "N D"]:
     """Features of many images, in batches of one size: the last is filled up with its last image.
 
-    features: a pytree that is called, so that its weights are no constants of the program.
+    features: a pytree that is called, so that its weights are not constants of the program.
     """
     run, n = jax.jit(lambda f, x: f(x)), len(images)
     rows = np.minimum(np.arange(-(-n // batch) * batch), n - 1).reshape(-1, batch)

@@ -150,7 +150,7 @@ def _named(steps: list[Step], prefix: str) -> Iterator[str]:
 
 
 def _folded(kernel: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> tuple[Array, Array]:
-    """A convolution [O,I,H,W] and the batch norm behind it as one kernel [H,W,I,O] and bias [O]."""
+    """A convolution [O,I,H,W] and the batch norm after it as one kernel [H,W,I,O] and bias [O]."""
     gain = scale / np.sqrt(variance + 1e-3)
     return jnp.asarray((kernel * gain[:, None, None, None]).transpose(2, 3, 1, 0)), jnp.asarray(bias - mean * gain)
 

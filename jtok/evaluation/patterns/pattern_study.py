@@ -1,7 +1,7 @@
-"""Which tokens do methods agree on, and does agreement tell how alike they perform? Tables from recorded patterns.
+"""Which tokens do methods agree on, and does agreement predict similar performance? Tables from recorded patterns.
 
 After "Which Tokens to Use? Investigating Token Reduction in Vision Transformers" (arXiv:2308.04657): kept sets are
-compared by intersection over union, merge maps by their v-measure, both behind the last site; numbers are means over
+compared by intersection over union, merge maps by their v-measure, both after the last site; numbers are means over
 images.
 """
 
@@ -43,12 +43,12 @@ def at(patterns: Sequence[Pattern], keep: float, merges: bool | None = None) -> 
 
 
 def iou(a: Pattern, b: Pattern) -> float:
-    """Of the kept sets behind the last site, mean over images."""
+    """Of the kept sets after the last site, mean over images."""
     return float(intersection_over_union(kept(a.owner[-1]), kept(b.owner[-1])).mean())
 
 
 def v_measure(a: Pattern, b: Pattern) -> float:
-    """Of the merge maps behind the last site, mean over images."""
+    """Of the merge maps after the last site, mean over images."""
     return float(cluster_agreement(a.owner[-1], b.owner[-1])[2].mean())
 
 
@@ -85,9 +85,9 @@ def ratio_rows(patterns: Sequence[Pattern]) -> list[Row]:
     """How much of what a method keeps at a lower ratio it keeps at a higher one (intersection over area)."""
     rows = []
     for method in dict.fromkeys(p.method for p in patterns if p.sites and not p.merges):
-        own = sorted((p for p in patterns if p.method == method and p.keep is not None), key=lambda p: -p.keep)
+        of_method = sorted((p for p in patterns if p.method == method and p.keep is not None), key=lambda p: -p.keep)
         row: Row = {"method": method}
-        for high, low in itertools.combinations(own, 2):
+        for high, low in itertools.combinations(of_method, 2):
             share = intersection_over_area(kept(high.owner[-1]), kept(low.owner[-1]))
             row[f"{low.keep:g} in {high.keep:g}"] = float(share.mean())
         rows.append(row)
@@ -142,7 +142,7 @@ def pictures(
 
 
 def proxy_rows(patterns: Sequence[Pattern]) -> list[Row]:
-    """Rank correlations of a pair's gap in accuracy with how alike its patterns and features are.
+    """Rank correlations of a pair's gap in accuracy with the similarity of its patterns and features.
 
     Over the pairs of methods at one keep ratio, and over those at all ratios; negative: the more alike, the nearer in
     accuracy. A distance (cka) is the other way round. Empty for fewer than four pairs, or where all are equal.

@@ -34,7 +34,7 @@ _ARRAYS = ("owner", "feature", "right")
 class Pattern:
     """What a method did to B images (or prompts) at one keep ratio.
 
-    family: the method's in the catalogue. owner: token that holds each of N patches behind each of S sites, -1 =
+    family: the method's in the catalogue. owner: token that holds each of N patches after each of S sites, -1 =
     dropped. feature: what is read off at the end, a tower's class token or mean token, or of a language model the last
     token's features.
     """
@@ -48,7 +48,7 @@ class Pattern:
     owner: Int[np.ndarray, "S B N"]
     feature: Float[np.ndarray, "B D"]
     right: Bool[np.ndarray, " B"] | None  # None: it was not asked what has a right answer
-    asked: str = ""  # what was asked of the method, in words
+    asked: str = ""  # the requested budget, as text
     tokens: float = 0.0  # patch (or visual) tokens left at the end, mean over images
 
     @property
@@ -135,7 +135,7 @@ def _whole_grid(plan: Plan) -> Plan:
 
 
 def _joined(plan: Plan, method: str, keep: float | None, target: Target, parts: list, count: int) -> Pattern:
-    """Batches one behind another, without what fills up the last."""
+    """Concatenates batches, without the padding of the last."""
     # jit gives them sorted by name
     sites = tuple(site for site in map(str, plan.sites) if site in parts[0][0])
 

@@ -64,12 +64,12 @@ def cluster_agreement(a: Owner, b: Owner) -> tuple[Float[np.ndarray, " B"], ...]
 def depth_map(stages: Sequence[Mask], blocks: Sequence[int], depth: int) -> Int[np.ndarray, "B N"]:
     """The block (counted from 0) in which each patch is left out, `depth` for those that reach the end.
 
-    stages: kept sets after each stage; blocks: in which each stage stands.
+    stages: kept sets after each stage; blocks: the block each stage is in.
     """
-    found = np.full(np.shape(stages[0]) if stages else (0, 0), depth, np.int64)
+    drop_block = np.full(np.shape(stages[0]) if stages else (0, 0), depth, np.int64)
     for mask, block in reversed(list(zip(stages, blocks, strict=True))):
-        found = np.where(mask, found, block)
-    return found
+        drop_block = np.where(mask, drop_block, block)
+    return drop_block
 
 
 def compare_maps(a: Float[np.ndarray, "H W"], b: Float[np.ndarray, "H W"]) -> dict[str, float]:

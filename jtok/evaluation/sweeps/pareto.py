@@ -89,7 +89,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, (float, np.floating)):
-        # Thousands and above in full: "1.234e+04" images a second is no way to print a throughput.
+        # Thousands and above in full: "1.234e+04" images a second is a poor way to print a throughput.
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
     return str(value)
 

@@ -65,7 +65,7 @@ def lossy(picture: Picture, kind: str, quality: int) -> tuple[int, Picture]:
 
 
 def png_bytes(picture: Picture) -> int:
-    """Size as PNG: how complex a picture is to a codec that knows nothing of ours."""
+    """Size as PNG: image complexity for a codec independent of ours."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     return buffer.tell()
@@ -141,9 +141,9 @@ def _tokenized(codec: Codec, picture: Picture, s: ConfigDict) -> Iterator[Record
     ways += [("jtok, adaptive", f"{q:g} dB", found.at_quality(q)) for q in s.qualities]
     for name, setting, counts in ways:
         container = codec.container(found.tiling, found.ids, counts)
-        again = codec.decode(container)
-        record = _point(name, setting, picture, len(pack(container)), again)
-        seam = found.tiling.seam(again.astype(np.float64) - picture)
+        reconstruction = codec.decode(container)
+        record = _point(name, setting, picture, len(pack(container)), reconstruction)
+        seam = found.tiling.seam(reconstruction.astype(np.float64) - picture)
         yield {**record, "tokens": float(counts.mean()), "seam": seam}
 
 
@@ -153,8 +153,8 @@ def _others(picture: Picture, s: ConfigDict) -> Iterator[Record]:
             yield _point(name, f"quality {quality}", picture, *lossy(picture, kind, quality))
 
 
-def _point(codec: str, setting: str, picture: Picture, size: int, again: Picture) -> Record:
-    a, b = picture[None] / 255, again[None] / 255
+def _point(codec: str, setting: str, picture: Picture, size: int, reconstruction: Picture) -> Record:
+    a, b = picture[None] / 255, reconstruction[None] / 255
     bits = 8 * size / (picture.shape[0] * picture.shape[1])
     return {
         "codec": codec,

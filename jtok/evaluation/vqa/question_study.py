@@ -28,7 +28,7 @@ DOWN = "downsample-image"
 class QuestionReader:
     """A model in a sweep.
 
-    config.sweep: `questions` (held out), `batch`, and `kinds_keep` (the ratio at which kinds are told apart).
+    config.sweep: `questions` (held out), `batch`, and `kinds_keep` (the ratio at which accuracy is split by kind).
     """
 
     def __init__(self, model: VLM, config: ConfigDict):

@@ -69,12 +69,12 @@ def held_out_questions(
 
 
 def prompt_keys(rows: np.ndarray) -> Array:
-    """One PRNG key a question, the same in whatever batch it stands."""
+    """One PRNG key per question, independent of the batch it is in."""
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.asarray(rows))
 
 
 def answers_right(network, reading: PrefillOutput, answer: Int[Array, "B 2"]) -> Bool[Array, " B"]:
-    """Whether greedy decoding gives exactly these two tokens, behind a prompt that was read with room for one."""
+    """Whether greedy decoding gives exactly these two tokens, after a prompt that was prefilled with one free slot."""
     word = answer[:, :1]
     x, _ = append(network.language, reading.caches, network.language.embed(word), jnp.ones(word.shape, bool))
     end = network.language.logits(x)[:, 0]

@@ -155,7 +155,7 @@ def scienceqa_scores(
     image_accuracy is left out when there are none. Raises UserError for no predictions, or not as many of the rest.
     """
     _check_lengths(predictions=predictions, letters=letters, choices=choices, has_image=has_image)
-    named = [science_choice(text, len(some)) for text, some in zip(predictions, choices, strict=True)]
+    named = [science_choice(text, len(options)) for text, options in zip(predictions, choices, strict=True)]
     right = np.array(
         [place is not None and "ABCDE"[place] == letter for place, letter in zip(named, letters, strict=True)]
     )
@@ -181,10 +181,10 @@ def mmbench_scores(
     _check_lengths(predictions=predictions, letters=letters, choices=choices, indices=indices, categories=categories)
     right: dict[Hashable, list[bool]] = collections.defaultdict(list)
     category_of, rotations = {}, {}
-    for text, letter, some, index, category in zip(predictions, letters, choices, indices, categories, strict=True):
-        place = mmbench_choice(text, some)
+    for text, letter, options, index, category in zip(predictions, letters, choices, indices, categories, strict=True):
+        place = mmbench_choice(text, options)
         right[index].append(place is not None and "ABCD"[place] == letter)
-        category_of[index], rotations[index] = category, len(some)
+        category_of[index], rotations[index] = category, len(options)
     short = next((index for index in right if len(right[index]) != rotations[index]), None)
     if short is not None:
         raise UserError(f"Question {short} has {len(right[short])} rotations; it needs one for each of its choices.")
@@ -229,7 +229,7 @@ def down_sample_filter(
     """Sorts questions by whether the unreduced model needs the full image for them.
 
     On common benchmarks, plain down-sampling of the image beats many published token reducers, because most questions
-    need no detail; reducers are told apart by the others (Liao et al., "Are We Using the Right Benchmark: An
+    need no detail; the others distinguish reducers (Liao et al., "Are We Using the Right Benchmark: An
     Evaluation Framework for Visual Token Compression Methods", arXiv:2510.07143).
     correct_full, correct_down: the model's correctness [n] on the full and on the down-sampled images, both without
     reduction; soft scores count as correct from `threshold` on.

@@ -103,9 +103,7 @@ class QwenVisionConfig:
                 f"'{plan.name}' resizes images, but Qwen2.5-VL gets them as patches: set max_pixels of its processor."
             )
         if plan.inputs is not None:
-            raise UserError(
-                f"'{plan.name}' picks patches, and windows of Qwen2.5-VL's tower want all of them."
-            )
+            raise UserError(f"'{plan.name}' picks patches, and windows of Qwen2.5-VL's tower want all of them.")
         if plan.projector_count is not None:
             raise UserError(f"'{plan.name}' pools a grid of one size; images of Qwen2.5-VL differ: use another method.")
         if getattr(plan.projector, "layers_read", ()):

@@ -1,4 +1,4 @@
-"""A discriminator trained beside a tokenizer, in the same step.
+"""A discriminator trained alongside a tokenizer, in the same step.
 
 Hinge losses, arXiv:1705.02894, of overlapping patches, arXiv:1611.07004; LeCam regularisation, arXiv:2104.03310, or
 R1, arXiv:1801.04406. Parameters are {"discriminator": ..., "state": {"real", "fake"}}: `config.train.parts` gives the
@@ -76,20 +76,20 @@ class Adversary:
         which: Int[Array, ""] | int = 0,
     ) -> dict[str, Array]:
         """fooled: the tokenizer's loss, zero before the start, without gradient in the discriminator. judge: the
-        discriminator's loss, without gradient in anything else. beside: to be added to the loss, worth zero."""
+        discriminator's loss, without gradient in anything else. beside: a term to add to the loss, of value zero."""
         own = jax.tree.map(lambda leaf: leaf[which], params["discriminator"])
         net, fixed = (nnx.merge(self.graphdef, nnx.State(p)) for p in (own, stop(own)))
         real, fake = net(images), net(stop(again))
         judge = hinge_losses(real, fake)[0]
         if self.options.r1:
             judge += self.options.r1 * gradient_penalty(net, images)
-        averages, told = params["state"], {"real": real.mean(), "fake": fake.mean()}
+        averages, score_means = params["state"], {"real": real.mean(), "fake": fake.mean()}
         if self.options.lecam:
             means = (stop(averages[name][which]) for name in ("real", "fake"))
-            judge += self.options.lecam * lecam(told["real"], told["fake"], *means)
+            judge += self.options.lecam * lecam(score_means["real"], score_means["fake"], *means)
         begun = step >= self.start
         beside = aside(judge)
-        for name, mean in told.items():
+        for name, mean in score_means.items():
             new = DECAY * averages[name][which] + (1 - DECAY) * mean
             beside += assign(averages[name], averages[name].at[which].set(jnp.where(begun, new, averages[name][which])))
         fooled = jnp.where(begun, hinge_losses(real, fixed(again))[1], 0.0)

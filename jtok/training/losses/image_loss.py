@@ -33,7 +33,7 @@ def add_defaults(config: ml_collections.ConfigDict) -> None:
 
 
 class PictureLoss:
-    """The terms of a tokenizer's loss that look at its images. `parts` of parameters come with it: {"lpips"} (frozen),
+    """The terms of a tokenizer's loss on its images. `parts` of parameters come with it: {"lpips"} (frozen),
     {"discriminator", "state"}; judges: how many discriminators there are."""
 
     def __init__(self, config: ml_collections.ConfigDict, judges: int = 1):
@@ -47,7 +47,7 @@ class PictureLoss:
             )
 
     def init(self, key: Array) -> dict[str, Any]:
-        """The parameters beside the tokenizer's. Raises UserError where the files of LPIPS are none."""
+        """The parameters in addition to the tokenizer's. Raises UserError for invalid LPIPS files."""
         parts = self.adversary.init(key) if self.adversary else {}
         if self.weights.lpips:
             w = self.weights

@@ -18,7 +18,7 @@ def pixel_loss(a: Images, b: Images, power: int = 2) -> Float[Array, " B"]:
 
 def pyramid_loss(a: Images, b: Images, levels: int = 3) -> Float[Array, " B"]:
     """A substitute for a perceptual loss that needs no weights: absolute differences of image gradients, at `levels`
-    scales that are each half the one before, summed. It rewards edges in their places; it is no LPIPS and is never
+    scales that are each half the one before, summed. It rewards edges in their places; it is not LPIPS and is never
     reported as such."""
     total = 0.0
     for level in range(levels):

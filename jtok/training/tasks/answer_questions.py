@@ -1,8 +1,8 @@
 """A vision-language model from scratch on digit-scene questions: LLaVA-1.5's shape at toy scale (arXiv:2310.03744).
 
-Each picture is looked at once for all of its questions: the decoder reads the picture, and then every question as a
-branch of its own, which sees the picture and itself, at the positions it would have alone. Beside the answers the
-tower is told what each patch shows (`patch_targets`): heads that read its features, and are not part of the model.
+Each image is encoded once for all of its questions: the decoder reads the image, and then every question as a
+branch of its own, which attends to the image and itself, at the positions it would have alone. Besides the answers the
+tower learns what each patch shows (`patch_targets`): heads that read its features, and are not part of the model.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.plan = default_plan_config()
     config.weights = ""  # directory to start from; "shipped" = the model that comes with jtok
     config.freeze_tower = False
-    config.dense = 1.0  # weight of what the tower is told of its patches
+    config.dense = 1.0  # weight of the patch losses
     config.tower_steps = 0  # updates at the beginning in which the decoder is left out
     return config
 
@@ -93,7 +93,7 @@ class AnswerQuestions:
         return {"model": model, "dense": new_heads(self.model.tower.width)} | ({"plan": learned} if learned else {})
 
     def loss(self, params, batch, key, step) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Cross-entropy of the answers' tokens, and what the tower is told of its patches."""
+        """Cross-entropy of the answers' tokens, and the patch losses of the tower."""
         network = self._network(params)
         seen = self._look(network, batch, hidden=True)
         terms = {}
@@ -150,13 +150,13 @@ class AnswerQuestions:
         return batches(data, batch=self.config.train.batch, seed=self.config.seed, shuffle=True)
 
     def eval_data(self) -> Iterable[Mapping[str, Any]]:
-        """One pass over the held-out questions, one a picture."""
+        """One pass over the held-out questions, one per image."""
         d = self.config.data
         data = digit_questions(d.eval_split, size=d.size, cut=d.cut, seed=d.seed, length=d.eval_questions)
         return batches(data, batch=min(d.eval_batch, len(data)), epochs=1, drop_remainder=False)
 
     def _check_plan(self) -> None:
-        """Raises UserError for plans with anything but a projector and what stands at its output."""
+        """Raises UserError for plans with anything but a projector and the reducer at its output."""
         others = [site for site in self.plan.sites if site != PROJECTOR]
         if others:
             raise UserError(

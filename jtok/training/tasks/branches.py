@@ -1,4 +1,4 @@
-"""Several texts behind one prefix, each blind to the others: how a decoder trains on many questions about a picture."""
+"""Several texts after one prefix, masked from each other: how a decoder trains on many questions about an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Prefix(NamedTuple):
 def branch(decoder: Decoder, prefix: Prefix, branches: Float[Array, "B Q T D"]) -> Float[Array, "B Q T D"]:
     """Outputs of a decoder's last layer for Q texts that each follow the same prefix.
 
-    The same as running Q sequences, at the cost of one prefix. Texts are padded behind.
+    The same as running Q sequences, at the cost of one prefix. Texts are right-padded.
     """
     b, q, t, d = branches.shape
     p = prefix.x.shape[1]

@@ -147,7 +147,7 @@ def bind(graphdef, params: Mapping[str, Any]) -> ViT:
 
 
 def example_keys(batch) -> Array:
-    """One PRNG key an image, drawn from its pixels, so that it is the same in whatever batch the image stands."""
+    """One PRNG key per image, derived from its pixels, so that it does not depend on the batch the image is in."""
     pixels = batch["image"].astype(jnp.uint32)
     weights = jnp.arange(1, pixels[0].size + 1, dtype=jnp.uint32) * jnp.uint32(2654435761)
     return jax.vmap(jax.random.key)((pixels.reshape(len(pixels), -1) * weights).sum(-1, dtype=jnp.uint32))

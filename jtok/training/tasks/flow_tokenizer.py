@@ -27,7 +27,7 @@ def default_config() -> ml_collections.ConfigDict:
     """Every field of the experiment, with defaults."""
     config = on_base.defaults("flow_tokenizer")
     config.base = base_config("kl", channels=16, width=128, widths=(128, 256, 512, 512))
-    config.eval_tokens = (1, 16)  # lengths whose PSNR is reported, beside that of all
+    config.eval_tokens = (1, 16)  # lengths whose PSNR is reported, in addition to that of all tokens
     config.eval_steps = 10  # of the flow, without guidance
     return config
 
@@ -66,8 +66,8 @@ class FlowTokenizer(on_base.OnBase):
             velocity = net.decoder(t * noise + (1 - t) * x, jnp.full(x.shape[0], t), code)
             return jnp.square(velocity - (noise - x)).mean((1, 2, 3))
 
-        found = {"flow": sum(error(t) for t in TIMES) / len(TIMES)}
+        metrics = {"flow": sum(error(t) for t in TIMES) / len(TIMES)}
         for tokens in dict.fromkeys((*self.config.eval_tokens, self.shape.registers)):
-            again = net.sample(code.take(tokens), noise, steps=self.config.eval_steps, guidance=Guidance())
-            found[f"psnr_{tokens}"] = psnr(net.vae.decode(again), images)
-        return found
+            reconstruction = net.sample(code.take(tokens), noise, steps=self.config.eval_steps, guidance=Guidance())
+            metrics[f"psnr_{tokens}"] = psnr(net.vae.decode(reconstruction), images)
+        return metrics

@@ -1,6 +1,6 @@
 """The frozen tokenizer under one that trains: a file, read once, whose parameters go with those that learn.
 
-So checkpoints stand on their own, and the step is compiled without constants of hundreds of megabytes.
+So checkpoints are self-contained, and the step is compiled without constants of hundreds of megabytes.
 """
 
 from __future__ import annotations

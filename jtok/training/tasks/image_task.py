@@ -30,10 +30,10 @@ def data_defaults() -> ml_collections.ConfigDict:
     )
 
 
-def psnr(again: Float[Array, "B H W 3"], images: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
+def psnr(reconstruction: Float[Array, "B H W 3"], images: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
     """PSNR of 8-bit reconstructions, dB."""
-    again = jnp.round(jnp.clip(again, 0, 1) * 255) / 255
-    return -10 * jnp.log10(jnp.maximum(pixel_loss(again, images), 1e-10))
+    reconstruction = jnp.round(jnp.clip(reconstruction, 0, 1) * 255) / 255
+    return -10 * jnp.log10(jnp.maximum(pixel_loss(reconstruction, images), 1e-10))
 
 
 def started_from(path: str, fresh: dict[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:
@@ -42,16 +42,16 @@ def started_from(path: str, fresh: dict[str, Any], optional: Iterable[str] = ())
     optional: parts (first names) that the file need not have. Raises UserError if others are missing or of another
     shape.
     """
-    found = flatten(nnx.to_pure_dict(nnx.state(load_tokenizer(path), nnx.Param)))
+    weights = flatten(nnx.to_pure_dict(nnx.state(load_tokenizer(path), nnx.Param)))
     wanted, optional = flatten(fresh), tuple(optional)
-    missing = sorted(n for n in wanted if n not in found and n.split(".")[0] not in optional)
-    wrong = sorted(n for n in wanted if n in found and found[n].shape != wanted[n].shape)
+    missing = sorted(n for n in wanted if n not in weights and n.split(".")[0] not in optional)
+    wrong = sorted(n for n in wanted if n in weights and weights[n].shape != wanted[n].shape)
     if missing or wrong:
         raise UserError(
             f"config.weights '{path}' is of another tokenizer: {', '.join((missing + wrong)[:5])} "
             f"{'are missing or' if missing else 'are'} of other shapes."
         )
-    return with_leaves(fresh, {name: jnp.asarray(found[name]) for name in wanted if name in found})
+    return with_leaves(fresh, {name: jnp.asarray(weights[name]) for name in wanted if name in weights})
 
 
 def pixel_decoder_from(path: str, fresh: dict[str, Any]) -> dict[str, Any]:
@@ -61,12 +61,12 @@ def pixel_decoder_from(path: str, fresh: dict[str, Any]) -> dict[str, Any]:
     """
     base = nnx.to_pure_dict(nnx.state(open_base(path)))
     if "codebook" not in base:
-        raise UserError(f"config.pixel_decoder '{path}' is no VQGAN.")
-    found = {**fresh, "pixel_codes": base["codebook"], "pixel_decoder": base["decoder"]}
-    shapes = [{name: a.shape for name, a in flatten(tree).items()} for tree in (found, fresh)]
+        raise UserError(f"config.pixel_decoder '{path}' is not a VQGAN.")
+    weights = {**fresh, "pixel_codes": base["codebook"], "pixel_decoder": base["decoder"]}
+    shapes = [{name: a.shape for name, a in flatten(tree).items()} for tree in (weights, fresh)]
     if shapes[0] != shapes[1]:
         raise UserError(f"the decoder of config.pixel_decoder '{path}' has another shape than the tokenizer's.")
-    return found
+    return weights
 
 
 class ImageTask:

@@ -1,4 +1,4 @@
-"""What tasks share whose tokenizer stands on a frozen one: FlexTok on a VAE, ALIT and KARL on a VQGAN or VAE."""
+"""What tasks share when their tokenizer is built on a frozen one: FlexTok on a VAE, ALIT and KARL on a VQGAN or VAE."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def defaults(task: str) -> ml_collections.ConfigDict:
 
 
 def staged_defaults(task: str) -> ml_collections.ConfigDict:
-    """And what ALIT and KARL have: a first stage that guesses the base's codes, a second that looks at pixels."""
+    """The options of ALIT and KARL too: a first stage predicts the base's codes, a second has losses on pixels."""
     config = defaults(task)
     config.stage = "codes"  # or pixels
     picture_loss.add_defaults(config)

@@ -1,4 +1,4 @@
-"""What a tower is told of its patches while it is trained: which digit each shows, and where that digit lies."""
+"""Auxiliary patch targets of a tower in training: which digit each patch shows, and where that digit is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok.tokens import Tokens
 
 DIGITS = 10
-#: What is told of a patch: its digit or none, whether it holds the digit's centre, and the digit's box.
+#: Targets of a patch: its digit or none, whether it holds the digit's centre, and the digit's box.
 OUTPUTS = DIGITS + 1 + 1 + 4
 
 
@@ -25,10 +25,10 @@ def new_heads(width: int) -> dict[str, dict[str, Array]]:
 def dense_targets(
     labels: Int[Array, "B K"], boxes: Float[Array, "B K 4"], side: int, size: int
 ) -> tuple[Int[Array, "B N"], Bool[Array, "B N"], Bool[Array, "B N"], Float[Array, "B N 4"]]:
-    """What each of side * side patches of a picture of `size` pixels shows.
+    """What each of side * side patches of an image of `size` pixels shows.
 
     (digit, 10 where there is none; whether that is certain, which it is not for patches that a box just touches;
-    whether the centre of a digit's box is in the patch; that box over the picture's size).
+    whether the centre of a digit's box is in the patch; that box over the image's size).
     """
     patch = size / side
     edges = jnp.arange(side) * patch
@@ -46,7 +46,7 @@ def dense_targets(
 
 
 def dense_loss(heads, features: Tokens, batch, side: int, size: int) -> dict[str, Float[Array, ""]]:
-    """Losses of the heads that read the tower: each patch tells its digit, the class token those of the picture."""
+    """Losses of the heads that read the tower: each patch predicts its digit, the class token those of the image."""
     x = features.x.astype(jnp.float32)
     digit, certain, centre, box = dense_targets(batch["labels"], batch["boxes"], side, size)
     out = x[:, 1:] @ heads["patch"]["kernel"] + heads["patch"]["bias"]
@@ -57,12 +57,12 @@ def dense_loss(heads, features: Tokens, batch, side: int, size: int) -> dict[str
     digits, ground = (jnp.sum(each * m) / jnp.maximum(jnp.sum(m), 1) for m in (shown & certain, ~shown & certain))
     at_centre = optax.sigmoid_binary_cross_entropy(is_centre[..., 0], centre.astype(jnp.float32))
     off = jnp.abs(boxes - box).mean(-1)
-    there = jax.nn.one_hot(batch["labels"], DIGITS).max(1)
-    found = x[:, 0] @ heads["image"]["kernel"] + heads["image"]["bias"]
+    present = jax.nn.one_hot(batch["labels"], DIGITS).max(1)
+    logits = x[:, 0] @ heads["image"]["kernel"] + heads["image"]["bias"]
     return {
         "patch_digit": digits,
         "patch_ground": ground,
         "patch_centre": (at_centre * (shown | centre)).sum() / jnp.maximum((shown | centre).sum(), 1),
         "patch_box": 5 * jnp.sum(off * shown) / jnp.maximum(jnp.sum(shown), 1),
-        "image_digits": optax.sigmoid_binary_cross_entropy(found, there).mean(),
+        "image_digits": optax.sigmoid_binary_cross_entropy(logits, present).mean(),
     }

@@ -70,9 +70,9 @@ class PredictCodes(tokenize_images.TokenizeImages):
         net, base, target = self.tokenizer(params), self.base.bind(params["base"]), self.proxy(params, images)
         logits = net.proxy_logits(net.analyse(images))
         cross = optax.softmax_cross_entropy_with_integer_labels(logits, target).mean((1, 2))
-        again = base.decode(base.embed(logits.argmax(-1)))
+        reconstruction = base.decode(base.embed(logits.argmax(-1)))
         right = (logits.argmax(-1) == target).mean((1, 2))
-        return {"accuracy": right, "cross_entropy": cross, "psnr": tokenize_images.psnr(again, images)}
+        return {"accuracy": right, "cross_entropy": cross, "psnr": tokenize_images.psnr(reconstruction, images)}
 
     def trainable(self, params):
         """All but the base."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SPECIAL = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
 
-#: A prompt is the mark of its beginning, the picture, and the words of the question.
+#: A prompt is the BOS token, the image, and the words of the question.
 TEMPLATE = """\
 {{- '<bos>' -}}
 {%- for message in messages -%}

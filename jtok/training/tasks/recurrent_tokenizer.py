@@ -1,4 +1,4 @@
-"""Training of ALIT: in all rounds guess the codes of the frozen base, then in one drawn round look at the pixels.
+"""Training of ALIT: predict the frozen base's codes in all rounds, then train on the pixels of one drawn round.
 
 "Adaptive Length Image Tokenization via Recurrent Allocation", arXiv:2411.02393. Stage `codes`: smoothed cross-entropy
 weighted by the round, squared error of the expected code, and the quantizer's losses (on a VAE, squared error alone).
@@ -66,8 +66,8 @@ class RecurrentTokenizer(on_base.OnBase):
 
     def init(self, key: Array) -> dict[str, Any]:
         """Fresh parameters of all parts."""
-        more = self.pictures.init(jax.random.fold_in(key, 1)) if self.pictures else {}
-        return {**super().init(key), **more}
+        image_params = self.pictures.init(jax.random.fold_in(key, 1)) if self.pictures else {}
+        return {**super().init(key), **image_params}
 
     def loss(self, params, batch, key, step) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The stage's."""
@@ -98,5 +98,5 @@ class RecurrentTokenizer(on_base.OnBase):
         grid = base.encode(images)
         book = None if net.base_codebook is None else net.base_codebook[...]
         rounds = net.rollout(images, grid, self.targets(base, grid))
-        again = [as_image(base, guessed_code(one.guess, book)) for one in rounds]
-        return {f"psnr_{n}": psnr(x, images) for n, x in zip(net.lengths, again, strict=True)}
+        reconstructions = [as_image(base, guessed_code(one.guess, book)) for one in rounds]
+        return {f"psnr_{n}": psnr(x, images) for n, x in zip(net.lengths, reconstructions, strict=True)}

@@ -23,7 +23,7 @@ TOKENIZERS = ("tokenize_images", "predict_codes", "flow_tokenizer", "recurrent_t
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
-    """The task of a config. Raises UserError for a name that there is not."""
+    """The task of a config. Raises UserError for an unknown name."""
     if config.get("task") not in TASKS:
         raise UserError(f"config.task is '{config.get('task')}'; jtok trains {', '.join(map(repr, TASKS))}.")
     module, name = TASKS[config.task]

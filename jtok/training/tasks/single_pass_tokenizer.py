@@ -65,9 +65,13 @@ class SinglePassTokenizer(on_base.OnBase):
 
     def init(self, key: Array) -> dict[str, Any]:
         """Fresh parameters of all parts."""
-        more = self.pictures.init(jax.random.fold_in(key, 1)) if self.pictures else {}
+        image_params = self.pictures.init(jax.random.fold_in(key, 1)) if self.pictures else {}
         asked = jnp.asarray(np.asarray(BINS) <= FIRST_ERRORS, jnp.float32)
-        return {**super().init(key), **more, "state": {**more.get("state", {}), "errors": asked / asked.sum()}}
+        return {
+            **super().init(key),
+            **image_params,
+            "state": {**image_params.get("state", {}), "errors": asked / asked.sum()},
+        }
 
     def loss(self, params, batch, key, step) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Of both phases, summed."""
@@ -89,9 +93,9 @@ class SinglePassTokenizer(on_base.OnBase):
         code = net.code(images, grid, reached, train=True)
         surplus = jnp.maximum(self.shape.tokens - few, 0)
         usual = np.searchsorted(self.config.budgets, self.shape.tokens)
-        more, _ = self._judged(params, net, base, code, code.extra["needed"], images, grid, step, usual)
-        more["halting"] = self.config.halting * net.halting_loss(code, surplus)
-        terms |= {f"{name}_again": value for name, value in more.items()}
+        second_terms, _ = self._judged(params, net, base, code, code.extra["needed"], images, grid, step, usual)
+        second_terms["halting"] = self.config.halting * net.halting_loss(code, surplus)
+        terms |= {f"{name}_again": value for name, value in second_terms.items()}
         logged = {"reached": reached.mean(), "needed": code.count.mean()}
         return sum(terms.values()), {**terms, **logged}
 
@@ -99,16 +103,16 @@ class SinglePassTokenizer(on_base.OnBase):
         """(the stage's terms, the mean absolute error of every image)."""
         guess = net.decoder(code.latents, grid.shape[1:3], seen)
         book = None if net.base_codebook is None else net.base_codebook[...]
-        again = as_image(base, guessed_code(guess, book))
+        reconstruction = as_image(base, guessed_code(guess, book))
         terms = {}
         if self.pictures is None:
             codes = grid.reshape(*guess.shape[:2], -1)
             terms["guess"] = code_loss(guess, codes, self.targets(base, grid), book)
         else:
             which = jnp.minimum(budget * self.config.judges // len(self.config.budgets), self.config.judges - 1)
-            terms |= self.pictures(params, again, images, step, which)[0]
+            terms |= self.pictures(params, reconstruction, images, step, which)[0]
         terms["bottleneck"] = jnp.asarray(code.losses.get("total", 0.0))
-        return terms, stop(jnp.abs(again - images).mean((1, 2, 3)))
+        return terms, stop(jnp.abs(reconstruction - images).mean((1, 2, 3)))
 
     def evaluate(self, params, batch) -> dict[str, Float[Array, "B"]]:
         """PSNR and number of needed tokens at `config.eval_errors`."""

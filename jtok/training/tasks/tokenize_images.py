@@ -1,7 +1,7 @@
 """Training of an image tokenizer on pixels: in one stage, or the second of two (`freeze`, `weights`).
 
 In two stages (TiTok, arXiv:2406.07550; One-D-Piece, arXiv:2501.10064) the first is `predict_codes.py`; the second goes
-on from its file with encoder and codes frozen, and trains the decoder and a pixel decoder behind it.
+on from its file with encoder and codes frozen, and trains the decoder and a pixel decoder after it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.task = "tokenize_images"
     config.tokenizer = ml_collections.ConfigDict({"fields": ml_collections.ConfigDict()})  # of `TiTokConfig`
     config.weights = ""  # file of a tokenizer to start from; what a pixel decoder adds to it is fresh
-    config.pixel_decoder = ""  # file of the VQGAN whose decoder the second stage goes on from
+    config.pixel_decoder = ""  # file of the VQGAN whose decoder the second stage starts from
     config.freeze = ()  # parts of the tokenizer that do not learn: encoder, latent_tokens, quantizer ...
     config.data = data_defaults()
     picture_loss.add_defaults(config)
