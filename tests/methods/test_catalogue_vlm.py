@@ -50,15 +50,27 @@ def test_counts_are_as_planned(name, keep):
 
 
 @pytest.mark.parametrize("name", REDUCERS)
-def test_jit_and_batch_of_one_change_nothing(name):
+def test_a_row_is_what_it_is_in_any_batch_and_alone(name):
     reducer, run, t, s = case(name)
     out = run(t, s)
-    plain, _ = reducer(t, s, {})
-    one, _ = reducer(*jax.tree.map(lambda a: a[1:2], (t, s)), {})
-    for got, want in ((plain, out), (one, jax.tree.map(lambda a: a[1:2], out))):
-        np.testing.assert_allclose(got.x, want.x, atol=2e-5)
-        np.testing.assert_allclose(got.size, want.size, atol=2e-5)
-        np.testing.assert_array_equal(got.owner, want.owner)
+    same = run(*jax.tree.map(lambda a: jnp.broadcast_to(a[1:2], a.shape), (t, s)))
+    for row in range(c.BATCH):
+        np.testing.assert_allclose(same.x[row], out.x[1], atol=2e-5)
+        np.testing.assert_allclose(same.size[row], out.size[1], atol=2e-5)
+        np.testing.assert_array_equal(same.owner[row], out.owner[1])
+    alone = jax.eval_shape(run, *jax.tree.map(lambda a: a[1:2], (t, s)))
+    assert alone.x.shape == (1, *out.x.shape[1:]) and alone.count == reducer.count(36)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REDUCERS)
+def test_jit_changes_nothing(name):
+    """Outside of jit every operation is compiled by itself, which takes longer than all else here."""
+    reducer, run, t, s = case(name)
+    out, (plain, _) = run(t, s), reducer(t, s, {})
+    np.testing.assert_allclose(plain.x, out.x, atol=2e-5)
+    np.testing.assert_allclose(plain.size, out.size, atol=2e-5)
+    np.testing.assert_array_equal(plain.owner, out.owner)
 
 
 @pytest.mark.parametrize("name", REDUCERS)
@@ -151,13 +163,12 @@ def test_projectors(name):
     projector, count = plan.projector, plan.projector_count
     t = c.tokens(special=0)
     taps = [t.x * (1 + i) for i, _ in enumerate(getattr(projector, "layers_read", ()))]
-    plain = projector(t, taps, count)
-    out = jax.jit(lambda t, taps: projector(t, taps, count))(t, taps)
-    np.testing.assert_allclose(out.x, plain.x, atol=2e-5)
-    one = projector(*jax.tree.map(lambda a: a[1:2], (t, taps)), count)
-    np.testing.assert_allclose(one.x, plain.x[1:2], atol=2e-5)
-    np.testing.assert_array_equal(one.owner, plain.owner[1:2])
+    run = jax.jit(lambda t, taps: projector(t, taps, count))
+    out = run(t, taps)
+    same = run(*jax.tree.map(lambda a: jnp.broadcast_to(a[1:2], a.shape), (t, taps)))
+    np.testing.assert_allclose(same.x, jnp.broadcast_to(out.x[1:2], out.x.shape), atol=2e-5)
+    np.testing.assert_array_equal(same.owner[0], out.owner[1])
     assert count is None or out.count == count
     assert out.owner.min() >= -1 and out.owner.max() < out.count
-    grad = jax.grad(lambda x: (projector(t.replace(x=x), taps, count).x ** 2).sum())(t.x)
+    grad = jax.jit(jax.grad(lambda x: (projector(t.replace(x=x), taps, count).x ** 2).sum()))(t.x)
     assert np.isfinite(grad).all() and (np.asarray(grad) != 0).any()

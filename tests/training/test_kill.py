@@ -70,6 +70,7 @@ def uninterrupted(tmp_path_factory):
     return workdir, cache
 
 
+@pytest.mark.slow
 def test_killed_twice_and_terminated_once_ends_with_the_same_bits(uninterrupted, tmp_path):
     whole, cache = uninterrupted
     pause = random.uniform(0.0, 0.5)
@@ -107,6 +108,7 @@ def test_killed_twice_and_terminated_once_ends_with_the_same_bits(uninterrupted,
     assert not unfinished(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_devices_do_what_one_does(tmp_path):
     """Rows split over two devices, parameters on both: the same up to the order of sums."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
