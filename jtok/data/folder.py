@@ -21,7 +21,7 @@ class FolderSource:
         folder = split_directory(path, split)
         if folder is None:
             raise UserError(f"There is no '{split}' directory in '{path}'; images go to '{path}/{split}/<class>/'.")
-        folders = [folder for name in FOLDERS if (folder := split_directory(path, name))]
+        folders = [found for name in FOLDERS if (found := split_directory(path, name))]
         self.classes = tuple(sorted({name for folder in folders for name in _class_directories(folder)}))
         self.files = [
             (str(file), self.classes.index(name))

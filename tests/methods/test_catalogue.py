@@ -169,7 +169,7 @@ def test_order_of_patches_does_not_matter(name):
 @pytest.mark.parametrize("name", c.METHODS)
 def test_composes_with_another_reducer(name):
     reducer, _, t, _ = arrays(name)
-    both = Compose(reducer, c.first_reducer("topk", 0.1))
+    both = Compose(reducer, c.first_reducer("topk", 0.01))
     out = jax.jit(lambda t, s: both(t, s, {})[0])(t, c.signals(both, t))
     assert out.patches == both.count(36) < reducer.count(36)
     owner = np.asarray(out.owner)

@@ -91,7 +91,7 @@ def test_medoids(update):
 def test_means_equal_scikit_learn_and_padding_is_inert():
     x, weight = random(2, 18, 3), np.abs(random(2, 18, seed=1)) + 0.1
     start = np.array([[0, 4, 9, 13], [1, 2, 3, 17]], np.int32)
-    centres, assign = jax.jit(lambda x, w: cluster.k_means(x, start, 4, weight=w))(x, weight)
+    centres, assign = jax.jit(lambda x, w: cluster.k_means(x, jnp.asarray(start), 4, weight=w))(x, weight)
     for b in range(2):
         model = KMeans(4, init=x[b, start[b]], n_init=1, max_iter=4, tol=0, algorithm="lloyd")
         model.fit(x[b].astype(np.float64), sample_weight=weight[b])
@@ -99,7 +99,9 @@ def test_means_equal_scikit_learn_and_padding_is_inert():
         assert np.asarray(assign[b]).tolist() == model.predict(x[b].astype(np.float64)).tolist()
     longer, valid = padded(x)
     heavy = np.pad(weight, ((0, 0), (0, 4)), constant_values=50)
-    again, groups = jax.jit(lambda x, w, v: cluster.k_means(x, start, 4, weight=w, valid=v))(longer, heavy, valid)
+    again, groups = jax.jit(lambda x, w, v: cluster.k_means(x, jnp.asarray(start), 4, weight=w, valid=v))(
+        longer, heavy, valid
+    )
     np.testing.assert_allclose(again, centres, atol=1e-6)
     assert np.array_equal(groups[:, :18], assign)
 

@@ -14,7 +14,7 @@ from jtok.errors import UserError
 from jtok.layers.stack import Run
 from jtok.methods import catalogue
 from jtok.models.decoder.append import append
-from jtok.models.decoder.decoder import Decoder, DecoderConfig, Stack
+from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.prefill import cuts, prefill
 from jtok.plan import SLOTS
 from jtok.sites import llm_sites
@@ -99,14 +99,14 @@ def redistributed(a: np.ndarray, sink: np.ndarray, visual: np.ndarray, after: np
 def projected(i: int, x: jax.Array):
     """(queries, keys, values [L,H,Dh]) of layer i for the positions 0, 1, ..."""
     rope = decoder().rope(jnp.arange(x.shape[0])[None, :, None])
-    q, k, v = (rows[0] for rows in Stack(decoder()).layer(i).project(x[None], rope))
+    q, k, v = (rows[0] for rows in decoder().layers.layer(i).project(x[None], rope))
     return q, jnp.repeat(k, 2, 1), jnp.repeat(v, 2, 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def finished(i: int, x: jax.Array, y: jax.Array) -> jax.Array:
     """The output [L,D] of layer i, whose attention gives y [L,H,Dh]."""
-    return Stack(decoder()).layer(i).finish(x[None], y[None])[0]
+    return decoder().layers.layer(i).finish(x[None], y[None])[0]
 
 
 def by_hand(row: int, kept: np.ndarray, rule: bool = True) -> np.ndarray:

@@ -77,7 +77,7 @@ BAD = {
     "an image of one pixel": (["--model={model}", "--image={tmp}/point.png", QUESTION], ["1 x 1", "at least 2"]),
     "an image too long": (["--model={model}", "--image={tmp}/strip.png", QUESTION], ["40000", "at most 39999"]),
     "more tokens than there are": ([*GOOD, "--method=random", "--tokens=17", QUESTION], ["17", "16"]),
-    "no tokens": ([*GOOD, "--method=random", "--tokens=0", QUESTION], ["0 tokens", "1 to"]),
+    "no tokens": ([*GOOD, "--method=random", "--tokens=0", QUESTION], ["0 tokens", "between 1 and"]),
     "an unknown method": ([*GOOD, "--method=divprun", QUESTION], ["divprun", "divprune"]),
     "an unknown option": ([*GOOD, "--method=random", "--option=stagez=2", QUESTION], ["stagez", "stages"]),
     "no class token": (

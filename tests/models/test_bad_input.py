@@ -44,7 +44,7 @@ REFUSED = {
     "a strip": (lambda m: read(m, images=[np.zeros((2, 402), np.uint8)]), "at most 200 times"),
     "pixels that are no bytes": (lambda m: read(m, images=[np.zeros((9, 9, 3))]), "uint8"),
     "more tokens than there are": (lambda m: reduce(m, "uniform-grid", tokens=17), "17 tokens.*16"),
-    "no tokens": (lambda m: reduce(m, "uniform-grid", tokens=0), "0 tokens.*1 to"),
+    "no tokens": (lambda m: reduce(m, "uniform-grid", tokens=0), "0 tokens.*between 1 and"),
     "more placeholders than images": (lambda m: read(m, "<image> and <image>"), "2 image placeholders.*1 images"),
     "a prompt longer than the context": (lambda m: read(m, "sign " * 500), r"takes \d+ positions of the 512"),
     "an answer longer than the context": (lambda m: read(m, max_new_tokens=490), "shorter answer"),

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jtok.cache import Cache
 from jtok.layers.stack import Run
-from jtok.models.decoder.decoder import Decoder, DecoderConfig, Stack
+from jtok.models.decoder.decoder import Decoder, DecoderConfig
 from jtok.models.decoder.prefill import prefill
 from jtok.ops.merge import Matching
 from jtok.plan import SLOTS, Plan
@@ -99,7 +99,7 @@ def read(decoder, x, plan):
 
 def dense(decoder, i, x, position, bias=None):
     """(the residual after attention of layer i, its keys, probabilities [H,L,L]) for one row x [L,D]."""
-    layer = Stack(decoder).layer(i)
+    layer = decoder.layers.layer(i)
     q, k, v = (a[0] for a in layer.project(x[None], decoder.rope(position[None, :, None])))
     shared = CONFIG.heads // CONFIG.kv_heads
     keys, values = (jnp.repeat(a, shared, 1) for a in (k, v))
@@ -111,7 +111,7 @@ def dense(decoder, i, x, position, bias=None):
 
 
 def mlp(decoder, i, x):
-    return Stack(decoder).layer(i).feed_forward(x[None])[0]
+    return decoder.layers.layer(i).feed_forward(x[None])[0]
 
 
 def slots_of(row):

@@ -55,7 +55,8 @@ def case(request, model):
     entry = catalogue.find(request.param)
     # what is dropped can only be hidden if the others keep order and place, whatever the method does by itself
     options = {"positions": "restore"} if entry.assignment == "none" else {}
-    options = {"tokens": TOKENS, **options, **OPTIONS.get(entry.name, {})}
+    amount = {} if "average_tokens" in OPTIONS.get(entry.name, {}) else {"tokens": TOKENS}
+    options = {**amount, **options, **OPTIONS.get(entry.name, {})}
     reduced = reduce(model, entry.name, **options)
     with jax.default_matmul_precision("highest"):  # as in the tests, or they would compile it again
         return entry, reduced, reduced.read(batch(), max_new_tokens=1, key=KEYS)

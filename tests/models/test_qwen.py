@@ -240,7 +240,7 @@ def test_blocks_of_one_kind_run_together():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda m: reduce(m, "tome", tokens=4), "ToMe cannot reduce at 'tower.block.0.*in windows and quads"),
+        (lambda m: reduce(m, "tome", keep=0.9), "ToMe cannot reduce at 'tower.block.0.*in windows and quads"),
         (lambda m: reduce(m, "downsample-image", tokens=4), "as patches: set max_pixels"),
         (lambda m: reduce(m, "fastervlm", tokens=4), "no class token"),
         (

@@ -213,7 +213,7 @@ def test_a_file_gives_the_same_tokenizer(name, tmp_path):
 def test_all_parameters_have_a_name_in_the_authors_files(name):
     net = toy(name)
     ours = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(net, nnx.Param))}
-    named = [n.ours for n in net.names()]
+    named = [rule.path for rule in net.names()]
     assert ours <= set(named) and len(named) == len(set(named))
 
 

@@ -156,4 +156,4 @@ def _first_layer(name: str) -> int:
     if name == "input":
         return 0
     site = Site.parse(name.replace("layers.", "llm.layer.") + ".input" if name.startswith("layers.") else name)
-    return (site.layer or 0) + (site.where == "output") if site.stage == "llm" else 0
+    return (site.layer or 0) + (site.where != "input") if site.stage == "llm" else 0

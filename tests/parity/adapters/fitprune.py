@@ -24,7 +24,7 @@ def select(case: Case) -> dict[str, np.ndarray]:
     cross = attention[:, stop:, start:stop].sum(1)
     tokens = from_features(jnp.zeros((1, p["image_tokens"], 1)), (1, p["image_tokens"]))
     reducer = FitPrune(1 - p["delete"] / p["image_tokens"], p["image_tokens"])
-    out, _ = reducer(tokens, Signals(peak_attention=inside, peak_text_attention=cross), {})
+    out, _ = reducer(tokens, Signals(peak_attention=jnp.asarray(inside), peak_text_attention=jnp.asarray(cross)), {})
     keep = np.ones(attention.shape[1], bool)
     keep[start:stop] = np.asarray(out.owner[0]) >= 0
     return {"self_attention": inside[0], "cross_attention": cross[0], "keep": keep}
