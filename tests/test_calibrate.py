@@ -35,6 +35,7 @@ def test_the_file_says_what_was_done(file):
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.slow
 def test_evaluate_reads_it(file, capsys):
     argv = ["evaluate", "--model=shipped", "--images=8", f"--plan={file}", "--json"]
     assert cli.main(argv) == 0

@@ -65,6 +65,7 @@ def test_plain_path_is_the_loop(case, mode):
     assert (merged == 0)[np.asarray(expected) == 0].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(cases)

@@ -90,6 +90,7 @@ def test_chunks_change_nothing(masked, shared, monkeypatch):
         np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=7, deadline=None, derandomize=True)
 @given(cases, st.sampled_from(METRICS), st.sampled_from([1, 3]), st.sampled_from(["float32", "bfloat16", "float16"]))

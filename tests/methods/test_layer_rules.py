@@ -75,6 +75,7 @@ def test_padding_is_inert(case):
     np.testing.assert_allclose(reduced.read(other, max_new_tokens=FREE).logits, reading.logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_jit_changes_nothing(case):
     reduced, inputs, reading = case
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: reduced.config.network(nnx.Rngs(0))))

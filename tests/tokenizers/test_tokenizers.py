@@ -63,6 +63,7 @@ def images(seed: int = 0) -> jax.Array:
     return jax.random.uniform(jax.random.key(seed), (2, 16, 16, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKE)
 def test_images_survive_the_way_and_rows_do_not_see_each_other(name):
     net, x = MAKE[name](), images()

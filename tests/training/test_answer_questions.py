@@ -105,6 +105,7 @@ def test_what_stands_in_the_decoder_is_not_trained_here():
         AnswerQuestions(config)
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_stays_and_a_projector_learns(trained, tmp_path):
     config = tiny_config()
     config.plan.method, config.plan.keep, config.weights = "mqt", 0.25, str(trained[2])
@@ -144,6 +145,7 @@ def test_the_tokenizer_spells_as_the_data_do():
     assert inner.encode("<bos><image>is").ids == [1, 3, *encode_question("is")[:1]]
 
 
+@pytest.mark.slow
 def test_the_decoder_is_trained_once_the_tower_has_begun(tmp_path):
     config = tiny_config()
     config.tower_steps, config.train.log_every = 2, 1
