@@ -31,7 +31,7 @@ def test_rows(tmp_path, capsys):
         assert row["share_of_matmul_rate"] == pytest.approx(rate)
     for more, message in (
         ("--batch=0", "batches of at least one image"),
-        ("--batch=x", "no list of numbers"),
+        ("--batch=x", "not a list of numbers"),
         ("--dtype=int8", "must be float32 or bfloat16"),
         ("--tokenizer=nowhere", "there is no checkpoint at 'nowhere'"),
     ):
