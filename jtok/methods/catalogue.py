@@ -17,7 +17,7 @@ from jtok.registry import METHODS, Method
 from jtok.target import Target
 
 #: Ways to say how many tokens to leave; a request uses one of them.
-AMOUNTS = ("keep", "tokens", "rates", "r", "counts", "average_tokens")
+AMOUNTS = ("keep", "tokens", "rates", "r", "counts", "average_tokens", "removals", "reduction")
 
 #: The targets that facts are read off for: a tower alone, and one followed by a language model.
 TOWER = Target(depth=12, grid=(24, 24), width=64, heads=2, classes=10, language_width=64)
