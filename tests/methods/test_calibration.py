@@ -82,7 +82,7 @@ def test_fitprune_gives_published_recipes(reduction):
         ({"removals": (1, 2)}, "2 layers; the model has 4"),
         ({"removals": (4, 4, 4, 4)}, "one must stay"),
         ({"removals": (4, -1, 0, 0)}, "none below 0"),
-        ({"removals": (1, 0, 0, 0), "keep": 0.5}, "give one of them"),
+        ({"removals": (1, 0, 0, 0), "keep": 0.5}, "give only one of them"),
     ],
 )
 def test_fitprune_refuses_in_one_sentence(options, words):
