@@ -133,7 +133,7 @@ def test_a_quality_out_of_reach_takes_all_tokens_and_says_so(capsys, photo, weig
     code, said, err = run(capsys, "tokenize", photo, "--quality", "50 dB", weights)
     assert code == 0 and "4 each" in said
     assert re.search(
-        r"50 dB is out of reach in (\d+) of \1 tiles, which take all 4 tokens; the picture has [\d.]+", err
+        r"50 dB is out of reach in (\d+) of \1 tiles, which take all 4 tokens; the image has [\d.]+", err
     )
 
 
@@ -208,15 +208,15 @@ def test_pictures_that_cannot_be_used(tmp_path):
 
 
 BAD = {
-    "no picture": (["tokenize"], "there is no picture"),
+    "no picture": (["tokenize"], "there is no image"),
     "a picture that is not there": (["tokenize", "no/such.png", "--tokens=1"], "no/such.png"),
     "quality out of range": (["tokenize", "PHOTO", "--quality=99dB"], "99 dB is out of range"),
     "negative quality": (["tokenize", "PHOTO", "--quality=-3"], "out of range"),
-    "quality that is none": (["tokenize", "PHOTO", "--quality=good"], "no PSNR"),
+    "quality that is none": (["tokenize", "PHOTO", "--quality=good"], "not a PSNR"),
     "both": (["tokenize", "PHOTO", "--quality=20", "--tokens=2"], "give one of the two"),
     "too many tokens": (["tokenize", "PHOTO", "--tokens=5"], "this tokenizer has 1 to 4"),
     "too much overlap": (["tokenize", "PHOTO", "--tokens=2", "--overlap=5"], "overlap by 0 to 4"),
-    "onto the picture": (["tokenize", "PHOTO", "--out=PHOTO"], "is the picture itself"),
+    "onto the picture": (["tokenize", "PHOTO", "--out=PHOTO"], "is the image itself"),
     "no such tokenizer": (["tokenize", "PHOTO", "--tokenizer=no/such"], "no checkpoint at 'no/such'"),
     "no file": (["detokenize"], "there is no file"),
     "a file that is not there": (["detokenize", "no/such.jtok"], "cannot read 'no/such.jtok'"),
