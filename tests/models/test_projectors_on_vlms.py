@@ -43,7 +43,8 @@ def test_learned_parameters_go_into_the_program_as_arguments(llava, tmp_path):
     learned = model.plan.params()
     moved = jax.tree.map(lambda a: a + 0.1, learned)
     programs = model._read._cache_size()
-    got = [model._read(model.params, params, inputs, 1, None).logits for params in (learned, moved)]
+    plans = [model.plan.with_params(params) for params in (learned, moved)]
+    got = [model._read(model.params, plan, inputs, 1, None).logits for plan in plans]
     assert model._read._cache_size() == programs + 1 and np.abs(np.asarray(got[0] - got[1])).max() > 1e-3
     save_projector(tmp_path / "packer.safetensors", model.plan.with_params(moved))
     reloaded = reduce(llava[1], "tokenpacker", tokens=4, heads=4, weights=tmp_path / "packer.safetensors")
