@@ -132,9 +132,7 @@ def test_default_names_do_not_touch_the_picture(capsys, photo, weights, tmp_path
 def test_a_quality_out_of_reach_takes_all_tokens_and_says_so(capsys, photo, weights, tmp_path):
     code, said, err = run(capsys, "tokenize", photo, "--quality", "50 dB", weights)
     assert code == 0 and "4 each" in said
-    assert re.search(
-        r"50 dB is out of reach in (\d+) of \1 tiles, which take all 4 tokens; the image has [\d.]+", err
-    )
+    assert re.search(r"50 dB is out of reach in (\d+) of \1 tiles, which take all 4 tokens; the image has [\d.]+", err)
 
 
 def saved(tmp_path, image: Image.Image, name: str = "x.png", **how) -> str:
