@@ -50,8 +50,10 @@ def find(name: str) -> Method:
 
 
 def takes_share(name: str) -> bool:
-    """Whether `keep` can be asked of a method, or of one of several that are joined by `+`."""
-    return any(find(part).default_keep is not None or "keep" in find(part).options for part in name.split("+"))
+    """Whether `keep` can be asked of a method, or of one of several that are joined by `+`; `none` keeps everything."""
+    return name != "none" and any(
+        find(part).default_keep is not None or "keep" in find(part).options for part in name.split("+")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
